@@ -1,0 +1,35 @@
+"""Targets, as data: one frozen dataclass each. A new target is one more entry in `TARGETS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..passes.quant.grid import QuantScheme
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an artifact will run.
+
+    Attributes:
+        name: Name in recipes.
+        runtime: Package that runs the artifact.
+        scheme: Number grids and Q/DQ placement.
+        opset: ONNX opset that the runtime is given.
+        align_int8: Widths of INT8 layers are multiples of this.
+        align_fp32: Widths of FP32 layers are multiples of this.
+    """
+
+    name: str
+    runtime: str
+    scheme: QuantScheme
+    opset: int
+    align_int8: int
+    align_fp32: int
+
+
+ORT_CPU = Target(
+    name="ort-cpu", runtime="onnxruntime", scheme=QuantScheme(), opset=20, align_int8=4, align_fp32=16
+)
+
+TARGETS = {t.name: t for t in (ORT_CPU,)}
