@@ -1,0 +1,183 @@
+"""The limits that an artifact is held to, as data.
+
+A gate that is null is not asked. A gate without a limit is measured and reported, and cannot fail. A limit that cannot be
+judged (no test data, no dense baseline) fails: nothing passes because nobody looked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from .factory import DataSpec
+
+TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+"""Seconds of each unit."""
+
+SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+"""Bytes of each unit, in lower case."""
+
+_QUANTITY = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ%]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An upper limit.
+
+    Attributes:
+        value: In seconds or bytes, or a share of the dense baseline (0.6 for 60%).
+        relative: It is a share.
+    """
+
+    value: float
+    relative: bool
+
+
+def parse_limit(text: str, units: dict[str, float] | dict[str, int]) -> Limit:
+    """Reads `2ms`, `400kB` or `60%`.
+
+    Raises:
+        ValueError: There is no unit, an unknown one, or the number is not positive and finite.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    accepted = ", ".join((*units, "%"))
+    if not match:
+        raise ValueError(f"write a number with a unit ({accepted})")
+    number, unit = float(match[1]), match[2].lower()
+    if unit != "%" and unit not in units:
+        raise ValueError(f"unknown unit {match[2]!r}; there is: {accepted}")
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError("a limit must be positive")
+    return Limit(number / 100, True) if unit == "%" else Limit(number * units[unit], False)
+
+
+def _is_duration(text: str) -> str:
+    parse_limit(text, TIME_UNITS)
+    return text
+
+
+def _is_size(text: str) -> str:
+    parse_limit(text, SIZE_UNITS)
+    return text
+
+
+class Gate(BaseModel):
+    """A gate: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AccuracyGate(Gate):
+    """The metric of the artifact itself, on all test batches.
+
+    Attributes:
+        max_drop: Largest drop below the dense baseline, in points (hundredths of the metric).
+        min: Smallest value, in per cent.
+    """
+
+    max_drop: float | None = None
+    min: float | None = None
+
+
+class ParityGate(Gate):
+    """The artifact computes what the fake-quantised torch program computes.
+
+    Attributes:
+        min_agreement: Smallest share of samples whose largest output is the same.
+        max_logit_error: Largest root mean square difference of the outputs, relative to their standard deviation. Integer
+            kernels round ties in another way than simulated ones, which moves single codes.
+        max_literal_error: The same, with the runtime executing the quantisation operators literally in float.
+        samples: How many test samples are compared.
+    """
+
+    min_agreement: float | None = Field(default=0.99, ge=0.0, le=1.0)
+    max_logit_error: float | None = Field(default=0.1, gt=0.0)
+    max_literal_error: float | None = Field(default=0.05, gt=0.0)
+    samples: int = Field(default=1000, ge=1)
+
+
+class LatencyGate(Gate):
+    """Latency, paired and interleaved with the dense baseline.
+
+    Attributes:
+        max: A share of the dense latency ("60%"), which must hold at every batch size, or a time ("2ms"), which must hold
+            at the first. It is judged on the median; the confidence interval is reported beside it.
+        batches: Batch sizes.
+        threads: Threads of the runtime.
+        seconds: Time spent measuring, for each batch size.
+    """
+
+    max: Annotated[str, AfterValidator(_is_duration)] | None = None
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
+    threads: int = Field(default=1, ge=1)
+    seconds: float = Field(default=5.0, gt=0.0)
+
+    @field_validator("batches")
+    @classmethod
+    def _some_batch(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if not batches or len(set(batches)) != len(batches):
+            raise ValueError("give at least one batch size, each once")
+        return batches
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit, in seconds or as a share."""
+        return None if self.max is None else parse_limit(self.max, TIME_UNITS)
+
+
+class SizeGate(Gate):
+    """Size of the model file.
+
+    Attributes:
+        max: Bytes ("400kB"), or a share of the dense baseline ("40%").
+    """
+
+    max: Annotated[str, AfterValidator(_is_size)] | None = None
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit, in bytes or as a share."""
+        return None if self.max is None else parse_limit(self.max, SIZE_UNITS)
+
+
+class KernelGate(Gate):
+    """What the runtime really executes in integers, read from its optimised graph.
+
+    Attributes:
+        min_integer_share: Smallest share of the convolutions.
+    """
+
+    min_integer_share: float | None = Field(default=1.0, ge=0.0, le=1.0)
+
+
+class LegalityGate(Gate):
+    """The files are those that the manifest names (sha256), and the model passes onnx's checker and shape inference."""
+
+
+class Gates(Gate):
+    """All gates of an artifact."""
+
+    legality: LegalityGate | None = LegalityGate()
+    accuracy: AccuracyGate | None = AccuracyGate()
+    parity: ParityGate | None = ParityGate()
+    latency: LatencyGate | None = LatencyGate()
+    size: SizeGate | None = SizeGate()
+    kernels: KernelGate | None = KernelGate()
+
+
+class CheckFile(Gate):
+    """What the gate suite reads: the gates, and where test data comes from.
+
+    Attributes:
+        gates: The gates.
+        data: The data; only its `test` loader is read.
+        metric: Name of a metric, or `package.module:function`.
+    """
+
+    gates: Gates = Gates()
+    data: DataSpec | None = None
+    metric: str = "top1"
