@@ -1,0 +1,88 @@
+"""secateur: a compiler that makes trained PyTorch models smaller and proves that they meet a budget.
+
+The public names load on first use, so that `import secateur` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import apply, capture, export, heal, mask, plan, quantize, rank
+    from .check import check
+    from .compress.budget import Budget
+    from .compress.heal.train import TrainSettings
+    from .compress.plan import Plan
+    from .compress.sensitivity.table import Sensitivity
+    from .errors import Refused, UserError
+    from .export.artifact import Artifact
+    from .gates import Gates
+    from .passes.program import Program
+    from .pipeline import compile
+    from .recipe_file import load_recipe
+    from .verdict import Verdict
+    from .version import __version__
+
+_HOME = {
+    "Artifact": "export.artifact",
+    "Budget": "compress.budget",
+    "Gates": "gates",
+    "Plan": "compress.plan",
+    "Program": "passes.program",
+    "Refused": "errors",
+    "Sensitivity": "compress.sensitivity.table",
+    "TrainSettings": "compress.heal.train",
+    "UserError": "errors",
+    "Verdict": "verdict",
+    "__version__": "version",
+    "apply": "api",
+    "capture": "api",
+    "check": "check",
+    "compile": "pipeline",
+    "export": "api",
+    "heal": "api",
+    "load_recipe": "recipe_file",
+    "mask": "api",
+    "plan": "api",
+    "quantize": "api",
+    "rank": "api",
+}
+
+__all__ = [
+    "Artifact",
+    "Budget",
+    "Gates",
+    "Plan",
+    "Program",
+    "Refused",
+    "Sensitivity",
+    "TrainSettings",
+    "UserError",
+    "Verdict",
+    "__version__",
+    "apply",
+    "capture",
+    "check",
+    "compile",
+    "export",
+    "heal",
+    "load_recipe",
+    "mask",
+    "plan",
+    "quantize",
+    "rank",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    # A submodule of the same name (check, export) would otherwise win over the function on the next look-up.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

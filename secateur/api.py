@@ -1,0 +1,162 @@
+"""The public functions, one for each arrow of the data flow; thin, so that the rooms below stay free of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .compress.budget import Budget
+from .compress.data import Loader, LossFn, MetricFn
+from .compress.heal.evaluate import cross_entropy, top1
+from .compress.heal.heal import heal as _heal
+from .compress.heal.train import TrainSettings
+from .compress.plan import Plan
+from .compress.planner.plan import plan as _plan
+from .compress.quantize import quantize as _quantize
+from .compress.sensitivity.rank import rank as _rank
+from .compress.sensitivity.table import Sensitivity
+from .export.targets import Target, find_target
+from .passes.capture import capture as _capture
+from .passes.mask import mask as _mask
+from .passes.program import Program
+from .passes.prune import apply as _apply
+
+Keep = Mapping[str, Sequence[int]]
+
+
+def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Captures a model as a program; the model itself is not touched.
+
+    Args:
+        model: A trained model.
+        example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs; batch in axis 0.
+        example_kwargs: Further keyword inputs.
+
+    Raises:
+        UnsupportedError: `torch.export` cannot capture it.
+        UserError: A weight is NaN or infinite.
+    """
+    return _capture(model, example_inputs, example_kwargs=example_kwargs)
+
+
+def rank(
+    program: Program,
+    loader: Loader | None = None,
+    loss: LossFn | None = None,
+    *,
+    method: str = "hap",
+    **options: Any,
+) -> Sensitivity:
+    """Estimates for every unit how much the loss rises if it is removed.
+
+    Args:
+        program: The program.
+        loader: Yields `(inputs, target)`; may be None for methods that need no data.
+        loss: `loss(output, target)`, a scalar mean; cross entropy if None.
+        method: Name of the estimator.
+        options: Its options (`samples`, `probes`, `seed`, `progress`).
+    """
+    return _rank(program, loader, loss or cross_entropy, method=method, **options)
+
+
+def plan(program: Program, table: Sensitivity, *, target: str | Target = "ort-cpu", budget: Budget, **options: Any) -> Plan:
+    """Decides how many units every group keeps, so that the budget is met at the least predicted rise of the loss.
+
+    Raises:
+        BudgetError: The budget cannot be met; names the nearest that can.
+    """
+    return _plan(program, table, target=find_target(target), budget=budget, **options)
+
+
+def apply(program: Program, plan: Plan | Keep, **options: Any) -> Program:
+    """Removes what the plan does not keep; a pure function of the two.
+
+    Args:
+        program: The program.
+        plan: A plan, or the kept units by group name.
+        options: `allow_unchanged` accepts a plan that removes nothing.
+    """
+    return _apply(program, _keep(program, plan), **options)
+
+
+def mask(program: Program, plan: Plan | Keep) -> Program:
+    """Silences what the plan does not keep, at full size: the oracle of `apply`."""
+    return _mask(program, _keep(program, plan))
+
+
+def heal(
+    program: Program,
+    loader: Loader,
+    loss: LossFn | None = None,
+    *,
+    teacher: Program | None = None,
+    validation: Loader | None = None,
+    metric: MetricFn = top1,
+    progress: Any = None,
+    **settings: Any,
+) -> Program:
+    """Re-estimates batch-norm statistics, then fine-tunes (with distillation if there is a teacher).
+
+    Args:
+        program: What `apply` returned.
+        loader: Training batches.
+        loss: Cross entropy if None.
+        teacher: The dense program.
+        validation: Chooses the best epoch.
+        metric: One score per sample.
+        progress: Called as `progress(done, total, **info)`.
+        settings: Fields of `TrainSettings` (`epochs`, `lr`, …).
+    """
+    result = _heal(
+        program,
+        loader,
+        loss or cross_entropy,
+        teacher=teacher,
+        settings=TrainSettings(**settings),
+        validation=validation,
+        metric=metric,
+        progress=progress,
+    )
+    return result.program
+
+
+def quantize(
+    program: Program,
+    loader: Loader,
+    *,
+    target: str | Target = "ort-cpu",
+    qat: TrainSettings | None = None,
+    train: Loader | None = None,
+    loss: LossFn | None = None,
+    **options: Any,
+) -> Program:
+    """Folds batch norm and puts the program on the target's INT8 grid.
+
+    Args:
+        program: What `heal` returned.
+        loader: Calibration batches.
+        target: Chooses the grid and where it applies.
+        qat: Trains on the grid with these settings; None only calibrates.
+        train: Training batches for `qat`; the calibration batches if None.
+        loss: Cross entropy if None.
+        options: `samples`, `observer`, `teacher`, `validation`, `metric`, `progress`.
+    """
+    result = _quantize(
+        program,
+        loader,
+        scheme=find_target(target).scheme,
+        qat=qat,
+        train=train or loader,
+        loss=loss or cross_entropy,
+        **options,
+    )
+    return result.program
+
+
+def _keep(program: Program, plan: Plan | Keep) -> Keep:
+    if isinstance(plan, Plan):
+        plan.check(program)
+        return plan.keep()
+    return plan

@@ -1,0 +1,94 @@
+"""Turns what a recipe names into objects: the model, its data, the loss and the metric."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from .checkpoint import load_checkpoint
+from .compress.data import Loader, LossFn, MetricFn, split_batch
+from .compress.heal.evaluate import cross_entropy, top1
+from .errors import UserError
+from .factory import DataSpec, call_factory, load_factory
+from .recipe import ModelSpec
+
+LOSSES: Mapping[str, LossFn] = {"cross_entropy": cross_entropy}
+METRICS: Mapping[str, MetricFn] = {"top1": top1}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The loaders that a data factory returns; see `compress.data` for what they yield.
+
+    Attributes:
+        train: Shuffled and augmented; heals the network.
+        calibration: Training samples without augmentation, in a fixed order; for ranking, ranges and example inputs.
+        validation: Held out from the *training* data; chooses the best epoch. None: the last epoch is taken.
+        test: Never looked at to decide anything; only reported and gated on.
+    """
+
+    train: Loader
+    calibration: Loader
+    validation: Loader | None
+    test: Loader
+
+
+def load_model(spec: ModelSpec) -> nn.Module:
+    """Builds the model and loads its checkpoint.
+
+    Raises:
+        UserError: The factory fails or returns something else, or the checkpoint does not fit.
+    """
+    model = call_factory(spec.factory, spec.args, where="model.factory")
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model factory returned {type(model).__name__}, not an nn.Module", where=f"model.factory {spec.factory}"
+        )
+    if spec.checkpoint:
+        load_checkpoint(model, spec.checkpoint, allow_pickle=spec.allow_pickle)
+    return model
+
+
+def load_data(spec: DataSpec) -> Data:
+    """Calls the data factory.
+
+    Raises:
+        UserError: It fails, or a loader is missing or empty.
+    """
+    made = call_factory(spec.factory, spec.args, where="data.factory")
+    get = made.get if isinstance(made, Mapping) else lambda name: getattr(made, name, None)
+    train, test = get("train"), get("test")
+    for name, loader in (("train", train), ("test", test)):
+        if loader is None:
+            raise UserError(
+                f"the data factory gives no {name!r} loader",
+                where=f"data.factory {spec.factory}",
+                hint="return a mapping with train, test and, better, validation and calibration",
+            )
+    calibration = get("calibration")
+    return Data(train, train if calibration is None else calibration, get("validation"), test)
+
+
+def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:
+    """The loss or metric of this name, or the function that `package.module:function` names."""
+    return known[name] if name in known else load_factory(name, where=key, known=tuple(known))
+
+
+def example_inputs(loader: Loader, samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first samples of the first batch, as arguments of the model.
+
+    Raises:
+        UserError: The loader is empty.
+    """
+    first = list(itertools.islice(loader, 1))
+    if not first:
+        raise UserError("the loader yields no batch", where="data.factory", hint="check the data path and the split sizes")
+    args, kwargs, _ = split_batch(first[0])
+    args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t[:samples].clone(), (args, dict(kwargs)))
+    return args, kwargs

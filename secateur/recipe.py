@@ -1,0 +1,116 @@
+"""The recipe: everything one compile is asked for, as data that is checked before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .compress.budget import Budget
+from .compress.heal.train import TrainSettings
+from .export.targets import TARGETS
+from .factory import DataSpec
+from .gates import AccuracyGate, Gates, LatencyGate
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Section):
+    """The trained model.
+
+    Attributes:
+        factory: `package.module:function` or `path/to/file.py:function` that returns an `nn.Module`.
+        args: Keyword arguments of the factory.
+        checkpoint: safetensors file with its weights; None if the factory returns a trained model.
+        allow_pickle: Also reads `.pt`/`.pth` checkpoints (weights only). Off by default.
+    """
+
+    factory: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    allow_pickle: bool = False
+
+
+class RankSpec(Section):
+    """How sensitivities are estimated; see `secateur.compress.sensitivity.rank`."""
+
+    method: str = "hap"
+    samples: int = Field(default=512, ge=1)
+    probes: int = Field(default=64, ge=2)
+
+
+class PlanSpec(Section):
+    """How the plan is made; see `secateur.compress.planner.plan`.
+
+    Attributes:
+        floor: Share of every group that is always kept.
+        by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold.
+        ignore: Patterns of group names that are left whole.
+    """
+
+    floor: float = Field(default=0.1, ge=0.0, le=1.0)
+    by: Literal["gain", "sensitivity"] = "gain"
+    ignore: list[str] = Field(default_factory=list)
+
+
+class QuantizeSpec(Section):
+    """Post-training quantisation, and training on the INT8 grid.
+
+    Attributes:
+        samples: Calibration samples.
+        observer: How activation ranges are chosen.
+        qat: Settings of quantisation-aware training.
+        when: `auto` trains only if post-training quantisation loses more than `tolerance`.
+        tolerance: Accepted drop on the validation split, in points, before `auto` trains.
+    """
+
+    samples: int = Field(default=1024, ge=1)
+    observer: Literal["mse", "minmax", "percentile"] = "mse"
+    qat: TrainSettings = TrainSettings(epochs=1, lr=0.001)
+    when: Literal["auto", "always", "never"] = "auto"
+    tolerance: float = Field(default=0.1, ge=0.0)
+
+
+class Recipe(Section):
+    """A whole recipe. Paths in it are absolute once it is loaded."""
+
+    version: Literal[1] = 1
+    model: ModelSpec
+    data: DataSpec
+    loss: str = "cross_entropy"
+    metric: str = "top1"
+    target: str = "ort-cpu"
+    budget: Budget
+    rank: RankSpec = RankSpec()
+    plan: PlanSpec = PlanSpec()
+    heal: TrainSettings = TrainSettings()
+    quantize: QuantizeSpec = QuantizeSpec()
+    gates: Gates = Gates()
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1)
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, name: str) -> str:
+        if name not in TARGETS:
+            raise ValueError(f"unknown target {name!r}; there is: {', '.join(TARGETS)}")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_becomes_gate(cls, raw: Any) -> Any:
+        """A budget on latency or accuracy is a promise about the artifact, so it is also its gate."""
+        if not isinstance(raw, dict):
+            return raw
+        budget = raw.get("budget")
+        if not isinstance(budget, dict):
+            return raw
+        gates = dict(raw.get("gates") or {})
+        for limit, gate, key in (("latency", "latency", "max"), ("accuracy_drop", "accuracy", "max_drop")):
+            if budget.get(limit) is not None:
+                gates[gate] = {**(gates.get(gate) or {}), key: budget[limit]}
+        return {**raw, "gates": gates}

@@ -1,0 +1,245 @@
+"""The eight steps of a compile: what each reads, and what it writes into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import inputs
+from .check import check
+from .compress.cost.model import count
+from .compress.data import LossFn, MetricFn
+from .compress.heal.evaluate import evaluate
+from .compress.heal.heal import heal
+from .compress.plan import Plan
+from .compress.planner.plan import plan
+from .compress.quantize import quantize
+from .compress.sensitivity.rank import rank
+from .compress.sensitivity.table import Sensitivity
+from .export.export import export
+from .export.hashing import hash_file
+from .export.targets import TARGETS, Target
+from .factory import source_file
+from .passes.capture import capture
+from .passes.program import Program
+from .passes.prune import apply
+from .progress import Reporter
+from .recipe import Recipe
+from .run_directory import RunDirectory
+
+PROGRAM = "program"
+PLAN = "plan.yaml"
+TABLE = "sensitivity.safetensors"
+
+
+class Context:
+    """What the steps share: the recipe, the run directory, and the things a recipe names, made once when first needed."""
+
+    def __init__(self, recipe: Recipe, run: RunDirectory, reporter: Reporter) -> None:
+        self.recipe, self.run, self.reporter = recipe, run, reporter
+
+    @cached_property
+    def data(self) -> inputs.Data:
+        """The loaders."""
+        return inputs.load_data(self.recipe.data)
+
+    @cached_property
+    def loss(self) -> LossFn:
+        """The loss."""
+        return inputs.resolve(self.recipe.loss, inputs.LOSSES, key="loss")
+
+    @cached_property
+    def metric(self) -> MetricFn:
+        """The metric."""
+        return inputs.resolve(self.recipe.metric, inputs.METRICS, key="metric")
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return TARGETS[self.recipe.target]
+
+    def program(self, step: str) -> Program:
+        """The program that a finished step wrote."""
+        return Program.load(self.run.folder(STEPS[step].folder) / PROGRAM)
+
+    def score(self, program: Program, *, test: bool = True) -> dict[str, float]:
+        """The metric of a program on the test set, and on the validation split where there is one."""
+        found = {}
+        if self.data.validation is not None:
+            found["validation"] = evaluate(program, self.data.validation, self.metric).metric
+        if test:
+            found["test"] = evaluate(program, self.data.test, self.metric).metric
+        return found
+
+    def progress(self, task: str) -> Callable[..., None]:
+        """A callback that reports under the name `task`."""
+        return lambda done, total, **info: self.reporter.progress(task, done, total, **info)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        number: Position in the run.
+        name: Name of the step and of its command.
+        sections: Keys of the recipe that it reads.
+        needs: Steps whose output it reads.
+        run: Does it, writing into the folder given; returns facts for the manifest.
+        files: Hashes of files outside the run directory that it reads.
+        editable: Files in its folder that a person may change by hand.
+    """
+
+    number: int
+    name: str
+    sections: tuple[str, ...]
+    needs: tuple[str, ...]
+    run: Callable[[Context, Path], Mapping[str, Any]]
+    files: Callable[[Recipe], Mapping[str, str]] = lambda recipe: {}
+    editable: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the run directory."""
+        return f"{self.number:02d}-{self.name}"
+
+
+def _capture(context: Context, folder: Path) -> dict[str, Any]:
+    args, kwargs = inputs.example_inputs(context.data.calibration)
+    program = capture(inputs.load_model(context.recipe.model), args, example_kwargs=kwargs).eval()
+    program.save(folder / PROGRAM)
+    frozen = {g.name: str(g.frozen) for g in program.groups if g.frozen}
+    if program.static_batch:
+        context.reporter.note(f"the batch size is fixed: {program.static_batch}")
+    for name, reason in frozen.items():
+        context.reporter.note(f"{name} stays whole: {reason}")
+    return {
+        "cost": _cost(program),
+        "groups": {g.name: g.width for g in program.groups if not g.frozen},
+        "frozen": frozen,
+        "static_batch": program.static_batch,
+        "score": context.score(program),
+    }
+
+
+def _rank(context: Context, folder: Path) -> dict[str, Any]:
+    spec = context.recipe.rank
+    table = rank(
+        context.program("capture"),
+        context.data.calibration,
+        context.loss,
+        method=spec.method,
+        samples=spec.samples,
+        probes=spec.probes,
+        seed=context.recipe.seed,
+        progress=context.progress("probes"),
+    )
+    table.save(folder / TABLE)
+    return {"method": table.method, "unit": table.unit, **table.facts}
+
+
+def _plan(context: Context, folder: Path) -> dict[str, Any]:
+    spec, program = context.recipe.plan, context.program("capture")
+    table = Sensitivity.load(context.run.folder(STEPS["rank"].folder) / TABLE)
+    made = plan(
+        program,
+        table,
+        target=context.target,
+        budget=context.recipe.budget,
+        floor=spec.floor,
+        by=spec.by,
+        ignore=tuple(spec.ignore),
+    )
+    made.save(folder / PLAN)
+    return {}
+
+
+def _apply(context: Context, folder: Path) -> dict[str, Any]:
+    dense = context.program("capture")
+    chosen = Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN)
+    chosen.check(dense)
+    smaller = apply(dense, chosen.keep(), allow_unchanged=True)
+    smaller.save(folder / PROGRAM)
+    return {"cost": _cost(smaller), "score": context.score(smaller)}
+
+
+def _heal(context: Context, folder: Path) -> dict[str, Any]:
+    result = heal(
+        context.program("apply"),
+        context.data.train,
+        context.loss,
+        teacher=context.program("capture"),
+        settings=context.recipe.heal,
+        validation=context.data.validation,
+        metric=context.metric,
+        state_dir=folder / "state",
+        progress=context.progress("heal"),
+    )
+    result.program.save(folder / PROGRAM)
+    return {
+        "score_before": {"test": evaluate(result.start, context.data.test, context.metric).metric},
+        "score": context.score(result.program),
+        "history": result.history,
+    }
+
+
+def _quantize(context: Context, folder: Path) -> dict[str, Any]:
+    spec = context.recipe.quantize
+    raise NotImplementedError
+
+
+def _export(context: Context, folder: Path) -> dict[str, Any]:
+    artifact = export(
+        context.program("quantize"),
+        folder,
+        target=context.target,
+        baseline=context.program("capture"),
+        facts={"cost": {"dense": _cost(context.program("capture")), "compiled": _cost(context.program("heal"))}},
+    )
+    return {"kernels": artifact.manifest["kernels"]}
+
+
+def _check(context: Context, folder: Path) -> dict[str, Any]:
+    verdict = check(
+        context.run.folder(STEPS["export"].folder),
+        context.recipe.gates,
+        data=context.recipe.data,
+        metric=context.recipe.metric,
+        junit=folder / "junit.xml",
+        verdict=folder / "verdict.json",
+    )
+    return {"passed": verdict.passed}
+
+
+def _cost(program: Program) -> dict[str, int]:
+    cost = count(program)
+    return {"params": cost.params, "macs": cost.macs}
+
+
+def _model_files(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the checkpoint and of factories that are files, so that a change of either is seen."""
+    named = [recipe.model.checkpoint, source_file(recipe.model.factory)]
+    return {str(path): hash_file(Path(path)) for path in named if path and Path(path).is_file()}
+
+
+def _data_files(recipe: Recipe) -> dict[str, str]:
+    path = source_file(recipe.data.factory)
+    return {str(path): hash_file(Path(path))} if path and Path(path).is_file() else {}
+
+
+_ALL = (
+    Step(1, "capture", ("model", "data", "metric"), (), _capture, lambda r: {**_model_files(r), **_data_files(r)}),
+    Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank),
+    Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, editable=(PLAN,)),
+    Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
+    Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "apply"), _heal),
+    Step(6, "quantize", ("data", "loss", "metric", "target", "quantize"), ("capture", "heal"), _quantize),
+    Step(7, "export", ("target",), ("capture", "heal", "quantize"), _export),
+    Step(8, "check", ("data", "metric", "gates", "budget"), ("export",), _check),
+)
+STEPS: Mapping[str, Step] = {step.name: step for step in _ALL}

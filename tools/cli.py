@@ -1,0 +1,218 @@
+"""The command line: parses, calls, prints. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from ..errors import ExitCode, UserError
+
+app = typer.Typer(
+    name="secateur",
+    help="Makes trained PyTorch models smaller and proves that they meet a budget on their target.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[Path, typer.Argument(help="A recipe (YAML), or a run directory to continue.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; runs/NAME of the recipe if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over; removes what the run directory holds.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue even if the recipe changed; runs again what that concerns.")]
+MaxMacs = Annotated[str | None, typer.Option(help="Budget on multiply-accumulates: 50% or 20M.", metavar="AMOUNT")]
+MaxParams = Annotated[str | None, typer.Option(help="Budget on parameters: 40% or 300k.", metavar="AMOUNT")]
+MaxLatency = Annotated[str | None, typer.Option(help="Limit on latency: 60% of the dense model, or 2ms.", metavar="AMOUNT")]
+MaxDrop = Annotated[float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")]
+MaxSize = Annotated[str | None, typer.Option(help="Limit on the artifact's size: 40% or 300kB.", metavar="AMOUNT")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any other key: --set heal.epochs=3", metavar="KEY=VALUE")]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line.
+
+    Returns:
+        The exit code (see `ExitCode`).
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = app(args=list(argv), standalone_mode=False)
+        return int(result) if isinstance(result, int) else ExitCode.OK
+    except UserError as error:
+        print(error.render(), file=sys.stderr)
+        return error.code
+    except click.exceptions.UsageError as error:
+        error.show(file=sys.stderr)
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("interrupted: what had finished is kept; the same command continues from there", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in secateur; please report it with the lines above", file=sys.stderr)
+        return ExitCode.BUG
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from ..version import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def compile(
+    source: Source,
+    out: Out = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
+    max_accuracy_drop: MaxDrop = None,
+    max_size: MaxSize = None,
+    seed: Seed = None,
+    set_: Set = None,
+    resume: Resume = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Do everything: from the trained model to a measured, gated INT8 artifact."""
+    from .commands import run_steps
+
+    overrides = _overrides(max_macs, max_params, max_latency, max_accuracy_drop, max_size, seed, set_)
+    return run_steps(source, out, "check", overrides, resume=resume, force=force, as_json=json, quiet=quiet)
+
+
+def _stage(name: str, text: str) -> None:
+    """Adds the command that runs up to one step."""
+
+    def stage(
+        source: Source,
+        out: Out = None,
+        max_macs: MaxMacs = None,
+        max_params: MaxParams = None,
+        set_: Set = None,
+        resume: Resume = False,
+        force: Force = False,
+        json: Json = False,
+        quiet: Quiet = False,
+    ) -> int:
+        from .commands import run_steps
+
+        overrides = _overrides(max_macs, max_params, None, None, None, None, set_)
+        return run_steps(source, out, name, overrides, resume=resume, force=force, as_json=json, quiet=quiet)
+
+    app.command(name, help=text)(stage)
+
+
+_stage("rank", "Estimate for every unit how much the loss rises if it is removed.")
+_stage("plan", "Decide what to remove; writes a plan that you can edit.")
+_stage("apply", "Remove what the plan does not keep.")
+_stage("heal", "Re-estimate batch norm and fine-tune with distillation.")
+_stage("quantize", "Put the healed network on the target's INT8 grid.")
+_stage("export", "Write the artifact: ONNX with Q/DQ, and its manifest.")
+
+
+@app.command()
+def check(
+    source: Annotated[Path, typer.Argument(help="A run directory or an artifact.", show_default=False)],
+    gates: Annotated[Path | None, typer.Option(help="YAML file with `gates:` (and `data:`, `metric:`).")] = None,
+    max_latency: MaxLatency = None,
+    max_accuracy_drop: MaxDrop = None,
+    max_size: MaxSize = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML here.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Hold an artifact against its gates; exits with 3 if one fails."""
+    from .commands import run_check
+
+    limits = _overrides(None, None, max_latency, max_accuracy_drop, max_size, None, None)
+    return run_check(source, gates, limits, junit=junit, as_json=json, quiet=quiet)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(help="A recipe, run directory, program, artifact or ONNX file.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show what something is: groups and what is frozen, or an artifact's kernels."""
+    from .inspect import inspect as show
+
+    show(source, as_json=json)
+
+
+@app.command()
+def doctor(
+    target: Annotated[str | None, typer.Option(help="Exit with 5 if this target lacks something.")] = None,
+    json: Json = False,
+) -> int:
+    """Show versions, instruction sets, devices, and what each target lacks."""
+    from .doctor import doctor as examine
+
+    return examine(target, as_json=json)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a recipe in which every key is explained."""
+    from .init import write_recipe
+
+    write_recipe(path, force=force)
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; report.html in the run if not given.")] = None,
+) -> None:
+    """Write the HTML report of a run again."""
+    from .commands import write_run_report
+
+    print(write_run_report(source, out))
+
+
+def _overrides(
+    macs: str | None,
+    params: str | None,
+    latency: str | None,
+    drop: float | None,
+    size: str | None,
+    seed: int | None,
+    pairs: list[str] | None,
+) -> dict[str, Any]:
+    """What the flags say, by dotted key of the recipe."""
+    from .values import parse_pairs
+
+    named = {
+        "budget.macs": macs,
+        "budget.params": params,
+        "budget.latency": latency,
+        "budget.accuracy_drop": drop,
+        "gates.size.max": size,
+        "seed": seed,
+    }
+    return {key: value for key, value in named.items() if value is not None} | parse_pairs(pairs or [])

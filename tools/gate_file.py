@@ -1,0 +1,69 @@
+"""Which artifact, gates and data `secateur check` means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import UserError
+from ..factory import DataSpec
+from ..gates import Gates
+from ..recipe_file import parse_recipe, read_yaml
+from ..steps import STEPS
+
+
+class GateFile(BaseModel):
+    """A file with limits, and what is needed to measure accuracy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gates: Gates
+    data: DataSpec | None = None
+    metric: str = "top1"
+
+
+def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tuple[Path, GateFile]:
+    """The artifact's directory, and what to hold it against.
+
+    Args:
+        source: A run directory (its recipe gives gates and data) or an artifact.
+        file: A gate file; replaces the recipe's gates.
+        limits: Limits from the command line by recipe key; replace both.
+
+    Raises:
+        UserError: There is no artifact, or nothing to check.
+    """
+    raw: dict[str, Any] = {"gates": {}}
+    artifact = source
+    if (source / "recipe.yaml").is_file():
+        artifact = source / STEPS["export"].folder
+        recipe = parse_recipe(read_yaml(source / "recipe.yaml", what="resolved recipe"), where=str(source))
+        whole = recipe.model_dump(mode="json")
+        raw = {key: whole[key] for key in ("gates", "data", "metric")}
+    if not artifact.is_dir():
+        raise UserError(
+            "there is no artifact here", where=str(artifact), hint=f"secateur export {source}" if artifact != source else "check the path"
+        )
+    if file is not None:
+        given = read_yaml(file, what="gate file")
+        if not isinstance(given, dict):
+            raise UserError("a gate file must be a mapping with the key `gates`", where=str(file))
+        raw = {**raw, **given}
+    raw["gates"] = dict(raw.get("gates") or {})
+    names = {"budget.latency": ("latency", "max"), "budget.accuracy_drop": ("accuracy", "max_drop"), "gates.size.max": ("size", "max")}
+    for key, value in limits.items():
+        gate, limit = names[key]
+        raw["gates"][gate] = {**(raw["gates"].get(gate) or {}), limit: value}
+    try:
+        return artifact, GateFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            "the gates are not valid",
+            where=f"{file or source}, key {'.'.join(str(part) for part in first['loc'])}",
+            why=first["msg"].removeprefix("Value error, "),
+            hint="limits look like: latency: {max: 60%}, accuracy: {max_drop: 1.0}, size: {max: 300kB}",
+        ) from None

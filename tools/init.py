@@ -1,0 +1,24 @@
+"""`secateur init`: writes a recipe in which every key is explained."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def write_recipe(path: Path, *, force: bool) -> None:
+    """Writes the commented recipe.
+
+    Raises:
+        UserError: The file exists and `force` is not given, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise UserError("there is a file here already", where=str(path), hint="--force replaces it; or name another file")
+    text = files(__package__).joinpath("recipe_template.yaml").read_text(encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError("the recipe cannot be written", where=str(path), why=str(error)) from None
+    print(f"wrote {path}; next: secateur compile {path}")
