@@ -6,26 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ..errors import UserError
-from ..factory import DataSpec
-from ..gates import Gates
+from ..gates import CheckFile
 from ..recipe_file import parse_recipe, read_yaml
 from ..steps import STEPS
 
 
-class GateFile(BaseModel):
-    """A file with limits, and what is needed to measure accuracy."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    gates: Gates
-    data: DataSpec | None = None
-    metric: str = "top1"
-
-
-def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tuple[Path, GateFile]:
+def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tuple[Path, CheckFile]:
     """The artifact's directory, and what to hold it against.
 
     Args:
@@ -58,7 +47,7 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
         gate, limit = names[key]
         raw["gates"][gate] = {**(raw["gates"].get(gate) or {}), limit: value}
     try:
-        return artifact, GateFile.model_validate(raw)
+        return artifact, CheckFile.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(

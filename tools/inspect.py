@@ -1,0 +1,96 @@
+"""`secateur inspect`: what a recipe's model, a run, a program, an artifact or an ONNX file is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..compress.cost.model import count
+from ..errors import UserError
+from ..export.ort_kernels import kernel_report
+from ..inputs import example_inputs, load_data, load_model
+from ..passes.capture import capture
+from ..passes.program import Program
+from ..recipe_file import load_recipe
+from ..steps import PROGRAM, STEPS
+
+
+def inspect(source: Path, *, as_json: bool) -> None:
+    """Prints the groups of a program, or the kernels of an artifact.
+
+    Raises:
+        UserError: Nothing that secateur knows is here.
+    """
+    onnx_file = source / "model.onnx" if (source / "model.onnx").is_file() else source
+    if onnx_file.suffix == ".onnx" and onnx_file.is_file():
+        found = describe_onnx(onnx_file)
+        print(json.dumps(found, indent=1)) if as_json else _show_onnx(found)
+        return
+    found = describe_program(_program(source))
+    print(json.dumps(found, indent=1)) if as_json else _show_program(found)
+
+
+def describe_program(program: Program) -> dict[str, Any]:
+    """Cost, groups and refusals, as plain data."""
+    cost = count(program)
+    return {
+        "params": cost.params,
+        "macs": cost.macs,
+        "static_batch": program.static_batch,
+        "passes": list(program.history),
+        "groups": [
+            {
+                "name": group.name,
+                "width": group.width,
+                "tensors": len(group.members),
+                "frozen": str(group.frozen) if group.frozen else None,
+                "hint": group.frozen.hint if group.frozen else None,
+            }
+            for group in program.groups
+        ],
+    }
+
+
+def describe_onnx(path: Path) -> dict[str, Any]:
+    """Which kernels the runtime will use, as plain data."""
+    from dataclasses import asdict
+
+    return {"file": str(path), "bytes": path.stat().st_size, "kernels": asdict(kernel_report(path))}
+
+
+def _program(source: Path) -> Program:
+    if source.is_file():
+        recipe = load_recipe(source)
+        args, kwargs = example_inputs(load_data(recipe.data).calibration)
+        return capture(load_model(recipe.model), args, example_kwargs=kwargs)
+    for folder in (source, source / PROGRAM, source / STEPS["capture"].folder / PROGRAM):
+        if (folder / "graph.json").is_file():
+            return Program.load(folder)
+    raise UserError(
+        "nothing here that secateur knows",
+        where=str(source),
+        why="it is no recipe, run directory, program, artifact or ONNX file",
+        hint="check the path",
+    )
+
+
+def _show_program(found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table("group", "width", "tensors", "frozen", title_justify="left")
+    table.title = f"{found['params']:,} parameters, {found['macs']:,} MACs a sample"
+    for group in found["groups"]:
+        table.add_row(group["name"], str(group["width"]), str(group["tensors"]), group["frozen"] or "")
+    console.print(table)
+    if found["static_batch"]:
+        console.print(f"the batch size is fixed: {found['static_batch']}", markup=False)
+
+
+def _show_onnx(found: dict[str, Any]) -> None:
+    table = Table("fact", "value", title=f"{found['file']}, {found['bytes']:,} bytes", title_justify="left")
+    for key, value in found["kernels"].items():
+        table.add_row(key, json.dumps(value) if isinstance(value, dict | list | tuple) else str(value))
+    Console(highlight=False).print(table)
