@@ -1,0 +1,89 @@
+"""The recipe: what is wrong in it is named, with what to type next."""
+
+import pytest
+import yaml_text
+from secateur.errors import ExitCode, UserError
+from secateur.recipe_file import load_recipe, parse_recipe, read_yaml, write_yaml
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(tmp_path, text, **overrides):
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(tmp_path, text), overrides)
+    assert caught.value.code is ExitCode.USAGE
+    return str(caught.value)
+
+
+def test_defaults_are_filled_in_and_round_trip(tmp_path):
+    recipe = load_recipe(write(tmp_path, yaml_text.MINIMAL))
+    assert recipe.rank.method == "hap" and recipe.target == "ort-cpu"
+    write_yaml(recipe.model_dump(mode="json"), tmp_path / "resolved.yaml")
+    again = parse_recipe(read_yaml(tmp_path / "resolved.yaml", what="recipe"), where="resolved.yaml")
+    assert again == recipe
+
+
+def test_a_misspelled_key_gets_a_suggestion(tmp_path):
+    message = refusal(tmp_path, yaml_text.MINIMAL + "ranks: {method: hap}\n")
+    assert "unknown key ranks (did you mean rank?)" in message
+
+
+def test_a_misspelled_nested_key_gets_a_suggestion(tmp_path):
+    message = refusal(tmp_path, yaml_text.MINIMAL + "heal: {epoch: 3}\n")
+    assert "unknown key heal.epoch (did you mean epochs?)" in message
+
+
+def test_a_missing_key_is_named(tmp_path):
+    assert "missing key data" in refusal(tmp_path, "model: {factory: 'm:f'}\nbudget: {macs: 50%}\n")
+
+
+def test_all_errors_are_listed_at_once(tmp_path):
+    message = refusal(tmp_path, "modle: {}\nbudget: {macs: 50%}\n")
+    assert "3 errors" in message and "unknown key modle" in message and "missing key model" in message
+
+
+def test_a_budget_without_a_unit_is_refused(tmp_path):
+    message = refusal(tmp_path, yaml_text.MINIMAL, **{"budget.macs": 50})
+    assert "budget" in message and "unit" in message
+
+
+def test_an_unknown_target_is_refused(tmp_path):
+    assert "ort-cpu" in refusal(tmp_path, yaml_text.MINIMAL + "target: ort-gpu\n")
+
+
+def test_a_line_that_is_not_yaml_is_named(tmp_path):
+    assert "recipe.yaml:2" in refusal(tmp_path, "model: {factory: x\nbudget: [}\n")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no recipe here"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_budgets_on_latency_and_accuracy_become_gates(tmp_path):
+    recipe = load_recipe(write(tmp_path, yaml_text.MINIMAL), {"budget.latency": "60%", "budget.accuracy_drop": 0.5})
+    assert recipe.gates.latency.max == "60%" and recipe.gates.accuracy.max_drop == 0.5
+
+
+def test_paths_are_relative_to_the_recipe_and_variables_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTS", "w")
+    text = yaml_text.MINIMAL.replace("args: {}", "args: {root: ./here, name: plain}")
+    recipe = load_recipe(
+        write(tmp_path, text), {"model.checkpoint": "${WEIGHTS}/a.safetensors", "loss": "${ABSENT:-cross_entropy}"}
+    )
+    assert recipe.model.checkpoint == str(tmp_path / "w" / "a.safetensors")
+    assert recipe.data.args == {"root": str(tmp_path / "here"), "name": "plain"}
+    assert recipe.loss == "cross_entropy"
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    assert "NO_SUCH_VARIABLE" in refusal(tmp_path, yaml_text.MINIMAL, loss="${NO_SUCH_VARIABLE}")
+
+
+def test_an_override_through_a_value_is_refused(tmp_path):
+    assert "not a section" in refusal(tmp_path, yaml_text.MINIMAL, **{"loss.name": "x"})
