@@ -1,0 +1,47 @@
+"""Factories that are wrong in one way each."""
+
+import tiny_recipe
+import torch
+from torch import nn
+
+
+def no_train():
+    return {"test": tiny_recipe.batches(32, 1)}
+
+
+def empty():
+    return {"train": [], "test": []}
+
+
+def not_pairs():
+    return dict.fromkeys(("train", "test"), [torch.zeros(8, 3, 8, 8)])
+
+
+def labels_out_of_range():
+    wrong = [(x, y + 3) for x, y in tiny_recipe.batches(64, 1)]
+    return {**tiny_recipe.loaders(), "train": wrong, "calibration": wrong}
+
+
+def nan_inputs():
+    wrong = [(x * float("nan"), y) for x, y in tiny_recipe.batches(64, 1)]
+    return {**tiny_recipe.loaders(), "train": wrong, "calibration": wrong}
+
+
+def nan_weights():
+    net = tiny_recipe.TinyNet()
+    with torch.no_grad():
+        net.conv2.weight[0, 0, 0, 0] = float("nan")
+    return net
+
+
+def vector_loss(output, target):
+    return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+class DataDependent(tiny_recipe.TinyNet):
+    def forward(self, x):
+        return super().forward(x) if x.sum().item() > 0 else super().forward(-x)
+
+
+def data_dependent():
+    return DataDependent()

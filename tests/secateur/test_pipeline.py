@@ -1,0 +1,167 @@
+"""A whole compile on a tiny network: what it writes, keeps, continues and refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import HERE, secateur, tiny_recipe
+from secateur.errors import ExitCode
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, its recipe beside it."""
+    folder = tmp_path_factory.mktemp("compile")
+    code, out, err = secateur("compile", tiny_recipe(folder), "--out", folder / "run")
+    assert code == ExitCode.OK, err
+    return folder / "run", out
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the finished run, to break."""
+    shutil.copytree(run[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def recipe_of(run):
+    return run[0].parent / "tiny.yaml"
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_every_step_leaves_its_folder_and_the_manifest_names_every_file(run):
+    steps = ["01-capture", "02-rank", "03-plan", "04-apply", "05-heal", "06-quantize", "07-export", "08-check"]
+    assert sorted(p.name for p in run[0].iterdir() if p.is_dir()) == steps
+    for step in steps:
+        written = {str(p.relative_to(run[0] / step)) for p in (run[0] / step).rglob("*") if p.is_file()}
+        assert set(manifest(run[0])["steps"][step]["outputs"]) == written
+
+
+def test_the_result_meets_the_budget(run):
+    steps = manifest(run[0])["steps"]
+    assert steps["04-apply"]["facts"]["cost"]["macs"] <= 0.6 * steps["01-capture"]["facts"]["cost"]["macs"]
+
+
+def test_stdout_has_the_table_and_the_report(run):
+    assert "INT8 artifact" in run[1] and (run[0] / "report.html").is_file() and "report.html" in run[1]
+
+
+def test_a_second_compile_keeps_every_step(run):
+    before = manifest(run[0])
+    code, _, err = secateur("compile", recipe_of(run), "--out", run[0])
+    assert code == ExitCode.OK and err.count("kept") == 8
+    assert manifest(run[0])["steps"] == before["steps"]
+
+
+def test_another_recipe_is_refused_and_resume_runs_what_it_concerns(run, copy):
+    code, _, err = secateur("compile", recipe_of(run), "--out", copy, "--set", "quantize.samples=32")
+    assert code == ExitCode.USAGE and "different: quantize" in err
+    code, _, err = secateur("compile", recipe_of(run), "--out", copy, "--set", "quantize.samples=32", "--resume")
+    assert code == ExitCode.OK, err
+    assert "heal kept" in err and "quantize finished" in err
+
+
+def test_an_edited_plan_is_used_by_the_steps_after_it(copy):
+    plan = copy / "03-plan" / "plan.yaml"
+    lines = plan.read_text().splitlines()
+    pruned = [i for i, line in enumerate(lines) if "action: prune" in line]
+    assert pruned
+    whole = manifest(copy)["steps"]["04-apply"]["facts"]["cost"]["params"]
+    from secateur.compress.plan import Plan
+
+    edited = Plan.load(plan).restored(lines[pruned[0]].split(":")[0].strip())
+    edited.save(plan)
+    code, _, err = secateur("apply", copy)
+    assert code == ExitCode.OK, err
+    assert "edited by hand" in err
+    assert manifest(copy)["steps"]["04-apply"]["facts"]["cost"]["params"] > whole
+
+
+def test_a_damaged_step_is_named(copy):
+    weights = copy / "05-heal" / "program" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, _, err = secateur("quantize", copy)
+    assert code == ExitCode.USAGE and "weights.safetensors" in err and "--force" in err
+
+
+def test_a_damaged_manifest_is_named(copy):
+    (copy / "manifest.json").write_text("{")
+    code, _, err = secateur("rank", copy)
+    assert code == ExitCode.USAGE and "manifest is damaged" in err
+
+
+def test_a_directory_that_is_no_run_is_not_touched(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path, "--force")
+    assert code == ExitCode.USAGE and "not a run directory" in err
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_directory_that_cannot_be_written_is_named(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path / "file" / "run")
+    assert code == ExitCode.USAGE and "cannot be written" in err
+
+
+def test_an_infeasible_budget_is_refused_before_training_with_the_nearest(run, tmp_path):
+    code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path / "run", "--max-macs", "1%")
+    assert code == ExitCode.GATE and "nearest" in err
+    assert not (tmp_path / "run" / "05-heal").exists()
+
+
+def test_a_limit_that_cannot_hold_exits_with_3(run):
+    code, out, _ = secateur("check", run[0], "--max-latency", "1%")
+    assert code == ExitCode.GATE and "FAILED" in out
+
+
+def test_check_prints_json(run):
+    code, out, _ = secateur("check", run[0], "--json")
+    assert code == ExitCode.OK and json.loads(out)["passed"] is True
+
+
+def test_the_same_recipe_gives_the_same_artifact_bit_for_bit(run, tmp_path):
+    code, _, err = secateur("export", recipe_of(run), "--out", tmp_path / "run")
+    assert code == ExitCode.OK, err
+    for name in ("03-plan/plan.yaml", "07-export/model.onnx"):
+        assert (run[0] / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_an_interrupted_run_continues_where_it_stopped(run, tmp_path):
+    """The training is made long enough to be caught in the middle."""
+    recipe = tiny_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 400"))
+    argv = [sys.executable, "-m", "secateur", "heal", str(recipe), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(argv, cwd=tmp_path, env={**os.environ, "TINY_DIR": str(HERE)}, stderr=subprocess.PIPE)
+    state = tmp_path / "run" / "05-heal.partial" / "state"
+    deadline = time.monotonic() + 60
+    while not (state.exists() and any(state.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, err
+    assert b"interrupted" in err and b"Traceback" not in err
+    assert not (tmp_path / "run" / "05-heal").exists() and any(state.iterdir())
+    code, _, err = secateur("plan", tmp_path / "run")
+    assert code == ExitCode.OK and "capture kept" in err
+
+
+def test_two_processes_do_not_share_a_run_directory(copy):
+    from secateur.run_directory import RunDirectory
+
+    with RunDirectory(copy).locked():
+        code, _, err = secateur("rank", copy)
+    assert code == ExitCode.USAGE and "another secateur" in err
+
+
+def test_the_manifest_names_no_file_outside_the_run(run):
+    for step, record in manifest(run[0])["steps"].items():
+        assert all(not Path(name).is_absolute() for name in record["outputs"]), step
