@@ -1,0 +1,277 @@
+"""Capture: from a PyTorch model to a program."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import UnsupportedError, UserError
+from .functionalise import functionalise
+from .program import Program
+from .remodulise import remodulise
+from .shapes import batch_size, propagate, resize_batch, values_of
+
+_RESULT_TOLERANCE = 1e-4
+
+
+def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Captures a model as a program: its graph as layers and ATen calls, with copies of its weights.
+
+    The model itself is left untouched. The program is in eval mode and takes the arguments of the model. The batch (axis 0 of the
+    inputs) is dynamic unless the model fixes it; `Program.static_batch` then says why.
+
+    Args:
+        model: The network.
+        example_inputs: A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+        example_kwargs: Further keyword arguments.
+
+    Returns:
+        The program. Outputs keep their nesting; mappings and dataclasses become plain dicts, named tuples plain tuples.
+
+    Raises:
+        UserError: A weight is not finite, or the model does not run on the example inputs.
+        UnsupportedError: The model depends on its data in a way that no graph can hold, or uses an unknown operation.
+    """
+    args, kwargs = _split(example_inputs, example_kwargs)
+    _check_weights(model)
+    source = _prepare(model)
+    expected = _run(source, args, kwargs)
+    graph_module, static_batch = _capture_graph(source, args, kwargs)
+    propagate(graph_module, args, kwargs)
+    program = Program(graph_module, args, kwargs, static_batch, ("capture",))
+    _check_result(program, source, expected)
+    return program
+
+
+def plain(value: Any) -> Any:
+    """A value in builtin containers only: mappings and dataclasses as dicts, named tuples as tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: plain(item) for name, item in fields.items()}
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def _split(inputs: Any, extra: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments by the convention of every batch."""
+    if isinstance(inputs, Mapping):
+        return (), {**inputs, **(extra or {})}
+    args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return args, dict(extra or {})
+
+
+def _check_weights(model: nn.Module) -> None:
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if ".running_" in f".{n}")]
+    for name, tensor in named:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise UserError(
+                "a weight has no shape yet",
+                where=name,
+                why="it belongs to a lazy module that has not seen an input",
+                hint="run the model once before it is captured",
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                "a weight is not finite",
+                where=name,
+                why=f"{bad} of {tensor.numel()} values are NaN or infinite",
+                hint="load a checkpoint whose training did not diverge",
+            )
+
+
+def _prepare(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose outputs are builtin containers."""
+    try:
+        source = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise UnsupportedError(
+            "the model cannot be copied",
+            where=type(model).__name__,
+            why=_first_line(error),
+            hint="keep tensors that carry gradients out of attributes, or make them parameters or buffers",
+        ) from error
+    forward = source.forward
+
+    @functools.wraps(forward)
+    def plain_forward(*args: Any, **kwargs: Any) -> Any:
+        return plain(forward(*args, **kwargs))
+
+    source.forward = plain_forward  # type: ignore[method-assign]
+    return source
+
+
+def _run(source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The output on copies of the examples; buffers are put back to what they were."""
+    state = {name: buffer.clone() for name, buffer in source.named_buffers()}
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
+    try:
+        with torch.no_grad():
+            return source(*args, **kwargs)
+    except Exception as error:
+        raise UserError(
+            "the model does not run on the example inputs",
+            where=type(source).__name__,
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            hint="pass a tensor, a tuple of positional arguments or a dict of keyword arguments that model(…) accepts",
+        ) from error
+    finally:
+        with torch.no_grad():
+            for name, buffer in source.named_buffers():
+                buffer.copy_(state[name])
+
+
+def _capture_graph(
+    source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, str | None]:
+    """The rebuilt graph, with the reason why its batch is fixed if it is."""
+    batch = batch_size(args, kwargs)
+    reason = "no input tensor has a batch axis"
+    if batch is not None:
+        # Sizes 0 and 1 are taken for constants by torch.export.
+        size = max(batch, 2)
+        wide = resize_batch(args, kwargs, size)
+        exported, error = _export(source, *wide, batch=size)
+        if exported is None:
+            reason = _condense(error)
+        else:
+            graph_module = _rebuild(exported, source, *wide)
+            failure = _fails_at(graph_module, *resize_batch(args, kwargs, size + 1))
+            if failure is None:
+                return graph_module, None
+            reason = failure
+    exported, error = _export(source, args, kwargs)
+    if exported is None:
+        raise _refusal(source, error) from error
+    return _rebuild(exported, source, args, kwargs), reason
+
+
+def _export(
+    source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, batch: int | None = None
+) -> tuple[fx.GraphModule | None, Exception | None]:
+    """The exported graph, or why there is none; `batch` is the size that becomes dynamic, None for a static graph."""
+    bound = inspect.signature(source.forward).bind(*args, **kwargs).arguments
+    shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch), dict(bound)) if batch else None
+    try:
+        with _quiet():
+            return torch.export.export(source, args, dict(kwargs), dynamic_shapes=shapes, strict=False).module(), None
+    except Exception as error:
+        return None, error
+
+
+def _rebuild(
+    exported: fx.GraphModule, source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> fx.GraphModule:
+    """The graph of layers for an exported graph."""
+    for node in list(exported.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            exported.graph.erase_node(node)
+    functionalise(exported, values_of(exported, args, kwargs))
+    return remodulise(exported, source, values_of(exported, args, kwargs))
+
+
+def _fails_at(graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Why the graph does not run on inputs of these sizes; None if it does."""
+    try:
+        values_of(graph_module, args, kwargs)
+    except Exception as error:
+        return f"the graph does not run at batch size {batch_size(args, kwargs)}: {_first_line(error)}"
+    return None
+
+
+def _dynamic(leaf: Any, batch: int) -> Any:
+    if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
+        return {0: torch.export.Dim.DYNAMIC}
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what torch.export prints, warns and logs from the user's terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _condense(error: BaseException | None) -> str:
+    """What torch.export complains about, in one line."""
+    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
+    for pattern in (r"marked .* as dynamic", r"data-dependent", r"specialized", r"not supported|unsupported"):
+        for line in lines:
+            if re.search(pattern, line, re.IGNORECASE):
+                return line
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
+    where = re.search(r"(?P<file>[\w.-]+\.py):(?P<line>\d+) in", str(error))
+    return UnsupportedError(
+        "the model cannot be captured as a graph",
+        where=f"{type(source).__name__}, {where['file']}:{where['line']}" if where else type(source).__name__,
+        why=_condense(error),
+        hint="take branches and loops that depend on values of tensors out of forward (torch.where, masks), or capture a part",
+    )
+
+
+def _check_result(program: Program, source: nn.Module, expected: Any) -> None:
+    """The program must compute what the model computes (unless the model itself never computes the same twice)."""
+    got = program.run_example()
+    if _close(expected, got):
+        return
+    again = _run(source, program.example_args, program.example_kwargs)
+    if not _close(expected, again):
+        return
+    raise UnsupportedError(
+        "the captured graph does not compute what the model computes",
+        where=type(source).__name__,
+        why="part of forward escapes torch.export: it writes through views, keeps state or leaves torch",
+        hint="compare module by module, and take that part out of forward",
+    )
+
+
+def _close(expected: Any, got: Any) -> bool:
+    left, left_spec = pytree.tree_flatten(expected)
+    right, right_spec = pytree.tree_flatten(got)
+    if left_spec != right_spec:
+        return False
+    for a, b in zip(left, right, strict=True):
+        if isinstance(a, Tensor) != isinstance(b, Tensor):
+            return False
+        if isinstance(a, Tensor):
+            if a.shape != b.shape or not torch.allclose(a, b, _RESULT_TOLERANCE, _RESULT_TOLERANCE, equal_nan=True):
+                return False
+        elif a != b:
+            return False
+    return True

@@ -1,0 +1,19 @@
+"""What a rewrite leaves behind, taken away."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+def tidy(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Drops dead nodes, and with them modules, parameters and buffers that no node uses.
+
+    Returns:
+        A graph module over the same graph, layers and tensors.
+    """
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    training = graph_module.training
+    result = fx.GraphModule(graph_module, graph_module.graph)
+    result.training = training
+    return result
