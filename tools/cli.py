@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from ..errors import ExitCode, UserError
+
+# Newer typer brings its own copy of click; this is the usage error of whichever it uses.
+UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="secateur",
@@ -52,10 +54,10 @@ def run(argv: Sequence[str]) -> int:
     except UserError as error:
         print(error.render(), file=sys.stderr)
         return error.code
-    except click.exceptions.UsageError as error:
+    except UsageError as error:
         error.show(file=sys.stderr)
         return ExitCode.USAGE
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted: what had finished is kept; the same command continues from there", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
