@@ -22,8 +22,8 @@ class DataSpec(BaseModel):
     """The data.
 
     Attributes:
-        factory: `package.module:function` or `path/to/file.py:function`. The function returns an object or a mapping with
-            the loaders `train`, `test` and, better, `validation` and `calibration`; see `secateur.inputs.Data`.
+        factory: `package.module:function` or `path/to/file.py:function`. The function returns an object or a mapping
+            with the loaders `train`, `test` and, better, `validation` and `calibration`; see `secateur.inputs.Data`.
         args: Keyword arguments of the factory.
     """
 
@@ -61,7 +61,8 @@ def load_factory(
 
     Args:
         factory: `package.module:function` or `path/to/file.py:function`.
-        base_dir: What a relative file, and modules that are not installed, are looked for in; the current directory by default.
+        base_dir: Where a relative file, and a module that is not installed, is looked for; by default the current
+            directory.
         where: The key of the recipe, for messages.
         known: Short names that the key accepts besides factories, for messages.
 

@@ -1,7 +1,7 @@
 """The limits that an artifact is held to, as data.
 
-A gate that is null is not asked. A gate without a limit is measured and reported, and cannot fail. A limit that cannot be
-judged (no test data, no dense baseline) fails: nothing passes because nobody looked.
+A gate that is null is not asked. A gate without a limit is measured and reported, and cannot fail. A limit that cannot
+be judged (no test data, no dense baseline) fails: nothing passes because nobody looked.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class AccuracyGate(Gate):
         min: Smallest value, in per cent.
     """
 
-    max_drop: float | None = None
-    min: float | None = None
+    max_drop: float | None = Field(default=None, allow_inf_nan=False)
+    min: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class ParityGate(Gate):
@@ -88,8 +88,8 @@ class ParityGate(Gate):
 
     Attributes:
         min_agreement: Smallest share of samples whose largest output is the same.
-        max_logit_error: Largest root mean square difference of the outputs, relative to their standard deviation. Integer
-            kernels round ties in another way than simulated ones, which moves single codes.
+        max_logit_error: Largest root mean square difference of the outputs, relative to their standard deviation.
+            Integer kernels round ties in another way than simulated ones, which moves single codes.
         max_literal_error: The same, with the runtime executing the quantisation operators literally in float.
         samples: How many test samples are compared.
     """
@@ -104,8 +104,8 @@ class LatencyGate(Gate):
     """Latency, paired and interleaved with the dense baseline.
 
     Attributes:
-        max: A share of the dense latency ("60%"), which must hold at every batch size, or a time ("2ms"), which must hold
-            at the first. It is judged on the median; the confidence interval is reported beside it.
+        max: A share of the dense latency ("60%"), which must hold at every batch size, or a time ("2ms"), which must
+            hold at the first. It is judged on the median; the confidence interval is reported beside it.
         batches: Batch sizes.
         threads: Threads of the runtime.
         seconds: Time spent measuring, for each batch size.

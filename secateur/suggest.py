@@ -1,9 +1,12 @@
-"""Did you mean …: the nearest known word to one that a person mistyped."""
+"""Says what is wrong with a word or with a document, and what was probably meant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
@@ -17,3 +20,36 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """The suggestion as a suffix of a message: ` (did you mean x?)`, or nothing if no candidate is near."""
     found = nearest(word, candidates)
     return f" (did you mean {found}?)" if found and found != word else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every error of a document in words: the key, what is wrong with it, and the key that was probably meant.
+
+    Args:
+        error: What pydantic raised.
+        model: The model of the whole document.
+    """
+    return "; ".join(_explain(entry, model) for entry in error.errors())
+
+
+def _explain(entry: Any, model: type[BaseModel]) -> str:
+    keys = [str(part) for part in entry["loc"]]
+    if entry["type"] == "extra_forbidden":
+        return f"unknown key {'.'.join(keys)}{did_you_mean(keys[-1], known_keys(model, keys[:-1]))}"
+    if entry["type"] == "missing":
+        return f"missing key {'.'.join(keys)}"
+    message = entry["msg"].removeprefix("Value error, ")
+    given = f" (given: {entry['input']!r})" if isinstance(entry["input"], str | int | float | bool) else ""
+    return f"{'.'.join(keys) or 'document'}: {message}{given}"
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys that the section at `path` of a document may have."""
+    section: Any = model
+    for key in path:
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        nested = [c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        section = nested[0]
+    return list(section.model_fields)

@@ -1,0 +1,43 @@
+"""Gate: the files are those that the manifest names, and the models are valid ONNX."""
+
+from pathlib import Path
+
+import onnx
+
+from secateur.export.hashing import hash_file
+from secateur.gates import LegalityGate
+from secateur.runtime_tests.judge import Judge
+from secateur.runtime_tests.subject import Subject
+
+
+def test_legality(gate: LegalityGate, subject: Subject, judge: Judge) -> None:
+    files = subject.artifact.manifest["files"]
+    wrong = [f"{name}: {why}" for name, entry in files.items() if (why := _difference(subject.directory / name, entry))]
+    if subject.model.name not in files:
+        wrong.append(f"{subject.model.name}: not in the manifest")
+    text = "; ".join(wrong) or f"all {len(files)} files have the sha256 of the manifest"
+    judge("files that differ", len(wrong), 0, text=text, details={"files": dict(files), "wrong": wrong})
+
+    for path in (subject.model, subject.dense):
+        if path:
+            errors = _onnx_errors(path)
+            text = "; ".join(errors) or "passes onnx.checker and strict shape inference"
+            judge(f"errors in {path.name}", len(errors), 0, text=text)
+
+
+def _difference(path: Path, entry: dict[str, object]) -> str:
+    """How a file differs from its entry in the manifest, or nothing."""
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path.stat().st_size} bytes, the manifest says {entry['bytes']}"
+    return "" if hash_file(path) == entry["sha256"] else "another sha256 than in the manifest"
+
+
+def _onnx_errors(path: Path) -> list[str]:
+    """What onnx finds wrong with a model file."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # protobuf's, onnx's and shape inference's exceptions have no common base
+        return [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
+    return []
