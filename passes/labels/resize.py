@@ -1,0 +1,117 @@
+"""What remains of every value once units are gone: asked by the rules that rewrite constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ...errors import UserError
+from .flow import where_of
+from .rule import set_argument
+from .values import Labels
+
+
+class Resize:
+    """Old and new shapes of the values of a graph that is being rewritten in place.
+
+    Args:
+        graph_module: The copy that is rewritten.
+        values: Labels by node name, as the analysis found them.
+        removed: bool [number of ids]: whether an id is removed.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, values: Mapping[str, Any], removed: np.ndarray) -> None:
+        self.graph_module = graph_module
+        self._values = values
+        self._removed = torch.from_numpy(removed)
+        self._masks: dict[fx.Node, Any] = {}
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The layer that a `call_module` node calls."""
+        return self.graph_module.get_submodule(str(node.target))
+
+    def masks(self, node: fx.Node) -> Any:
+        """Per axis a bool tensor of the positions that stay, or None where all do; a tuple of these for several outputs."""
+        if node not in self._masks:
+            value = self._values[node.name]
+            parts = tuple(map(self._remaining, value)) if isinstance(value, tuple) else self._remaining(value)
+            self._masks[node] = parts
+        return self._masks[node]
+
+    def mask(self, node: fx.Node, axis: int) -> torch.Tensor | None:
+        """Positions of an axis that stay, bool [old size], or None if all do."""
+        return self.masks(node)[axis]
+
+    def old_shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's value before."""
+        return self._values[node.name].shape
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's value after."""
+        return self._shape(self._values[node.name], self.masks(node))
+
+    def shapes(self, node: fx.Node) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the outputs of a node with several."""
+        return tuple(self._shape(v, m) for v, m in zip(self._values[node.name], self.masks(node), strict=True))
+
+    def changed(self, node: fx.Node) -> bool:
+        """Whether the node's value or an input of it changes its shape."""
+        return any(self._shrinks(n) for n in (node, *node.all_input_nodes))
+
+    def resize_argument(self, node: fx.Node, name: str, sizes: Any) -> None:
+        """Rewrites a list of sizes, one per axis of the node's value.
+
+        Numbers are replaced where the axis changes. A size that the graph computes itself (from a dynamic axis times
+        a constant) is left to be inferred (-1).
+
+        Raises:
+            UserError: More than one size would have to be inferred.
+        """
+        old, new = self.old_shape(node), self.shape(node)
+        out = list(sizes)
+        for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+            if before == after or out[axis] == -1:
+                continue
+            out[axis] = -1 if isinstance(out[axis], fx.Node) else after
+        if out.count(-1) > max(1, list(sizes).count(-1)):
+            raise UserError(
+                "a shape with two sizes that depend on channels cannot be rewritten",
+                where=where_of(node),
+                why="both are computed by the graph from a dynamic size",
+                hint="write the number of channels as a constant, or keep this group whole",
+            )
+        set_argument(node, name, out)
+
+    def _shrinks(self, node: fx.Node) -> bool:
+        masks = self.masks(node)
+        if isinstance(self._values[node.name], tuple):
+            return any(m is not None for part in masks if part is not None for m in part)
+        return masks is not None and any(m is not None for m in masks)
+
+    def _remaining(self, labels: Labels | None) -> tuple[torch.Tensor | None, ...] | None:
+        if labels is None:
+            return None
+        gone = self._removed[labels.ids]
+        none = (None,) * len(labels.shape)
+        if not bool(gone.any()):
+            return none
+        masks: list[torch.Tensor | None] = list(none)
+        for axis in labels.axes:
+            slabs = gone.movedim(axis, 0).flatten(1).all(1)
+            if bool(slabs.any()):
+                masks[axis] = ~slabs
+        if sum(m is not None for m in masks) != 1:
+            raise AssertionError("removed channels are not whole slices of one axis")
+        axis = next(i for i, m in enumerate(masks) if m is not None)
+        if not bool((gone.movedim(axis, -1) == ~masks[axis]).all()):
+            raise AssertionError("removed channels are not whole slices of one axis")
+        return tuple(masks)
+
+    @staticmethod
+    def _shape(labels: Labels, masks: tuple[torch.Tensor | None, ...]) -> tuple[int, ...]:
+        sizes = zip(labels.shape, masks, strict=True)
+        return tuple(size if mask is None else int(mask.sum()) for size, mask in sizes)

@@ -1,0 +1,13 @@
+"""All rules in one table."""
+
+from __future__ import annotations
+
+from .rule import Key, Rule
+from .rules_join import JOIN
+from .rules_layers import LAYERS
+from .rules_movement import MOVEMENT
+from .rules_pointwise import POINTWISE
+from .rules_reduce import REDUCE
+
+RULES: dict[Key, Rule] = {**LAYERS, **MOVEMENT, **JOIN, **REDUCE, **POINTWISE}
+"""Operation or layer class to rule. Extend a copy with `register_rule` and pass it to `analyse`."""
