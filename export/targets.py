@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import UserError
 from ..passes.quant.grid import QuantScheme
 
 
@@ -18,6 +19,7 @@ class Target:
         opset: ONNX opset that the runtime is given.
         align_int8: Widths of INT8 layers are multiples of this.
         align_fp32: Widths of FP32 layers are multiples of this.
+        instruction_sets: Processor flags of which one is needed for fast integer kernels; none needed if empty.
     """
 
     name: str
@@ -26,10 +28,34 @@ class Target:
     opset: int
     align_int8: int
     align_fp32: int
+    instruction_sets: tuple[str, ...] = ()
 
 
 ORT_CPU = Target(
-    name="ort-cpu", runtime="onnxruntime", scheme=QuantScheme(), opset=20, align_int8=4, align_fp32=16
+    name="ort-cpu",
+    runtime="onnxruntime",
+    scheme=QuantScheme(),
+    opset=20,
+    align_int8=4,
+    align_fp32=16,
+    instruction_sets=("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"),
 )
 
 TARGETS = {t.name: t for t in (ORT_CPU,)}
+
+
+def find_target(target: str | Target) -> Target:
+    """A target by its name.
+
+    Raises:
+        UserError: There is no such target.
+    """
+    if isinstance(target, Target):
+        return target
+    if target not in TARGETS:
+        raise UserError(
+            f"there is no target {target!r}",
+            where="target",
+            hint=f"known targets: {', '.join(sorted(TARGETS))}",
+        )
+    return TARGETS[target]

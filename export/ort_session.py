@@ -1,0 +1,65 @@
+"""onnxruntime sessions with pinned options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import EnvironmentLacksError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+_WARNINGS_OFF = 3
+
+
+def open_session(
+    model: Path | str | onnx.ModelProto,
+    *,
+    threads: int = 1,
+    literal: bool = False,
+    spinning: bool = False,
+    optimised: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Opens a model on the CPU.
+
+    Args:
+        model: A file, or a model in memory.
+        threads: Threads inside an operation; operations run one after another.
+        literal: Switches all graph optimisation off: Q/DQ operators run as they are written, in float. The reference of the
+            numerics; slower than FP32.
+        spinning: Lets idle worker threads spin. Faster alone; with several sessions in one process they steal each other's
+            time, so it is off by default.
+        optimised: Writes the graph that the runtime made of the model there.
+
+    Raises:
+        EnvironmentLacksError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            "onnxruntime is not installed", why=str(error), hint="pip install onnxruntime"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _WARNINGS_OFF
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if literal else levels.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    source = str(model) if isinstance(model, Path | str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs one batch; inputs and outputs by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(batch)), strict=True))
