@@ -38,8 +38,8 @@ def dequantize_codes(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None = None) -> Tensor:
     """Rounds `x` to the grid and back: `dequantize_codes(quantize_codes(x))` in one differentiable step.
 
-    The gradient passes straight through where `x` lies on the grid's range and is zero where `x` was clamped (Bengio et al. 2013,
-    arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877). Scale and zero point get none.
+    The gradient passes straight through where `x` lies on the grid's range and is zero where `x` was clamped (Bengio
+    et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877). Scale and zero point get none.
 
     Args:
         x: Any shape and floating dtype. The result has its dtype; the arithmetic is float32.

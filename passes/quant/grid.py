@@ -1,4 +1,4 @@
-"""Number grids and the quantisation scheme of a target: data that `fake_quantize`, calibration and the ONNX dialect share."""
+"""Number grids and the quantisation scheme of a target: data that simulation and export share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class QuantScheme:
         per_channel: One weight scale per output channel.
         activation: Grid of activations.
         unsigned_zero_after_relu: Non-negative activations get zero point 0 (the requantisation then absorbs the ReLU).
-        add_inputs: Which inputs of a residual add carry Q/DQ.
+        layer_outputs: The results of integer convolutions carry Q/DQ (the runtime has no integer kernels that write
+            floats).
+        add_inputs: Which inputs of a residual add carry Q/DQ: "both", or "skip", only the one that is not fused with
+            its convolution.
         quantize_linear: Linear layers run as integer kernels (else they stay float).
         float_tail: What follows the last convolution (global pool, classifier) stays float.
     """
@@ -50,6 +53,7 @@ class QuantScheme:
     per_channel: bool = True
     activation: Grid = Grid(signed=False, symmetric=False)
     unsigned_zero_after_relu: bool = True
+    layer_outputs: bool = True
     add_inputs: str = "both"
     quantize_linear: bool = True
     float_tail: bool = True

@@ -1,8 +1,8 @@
-"""Layers of a quantised program: fake-quantisers of values, and convolution and linear layers with fake-quantised weights.
+"""Layers of a quantised program: fake-quantisers of values, and layers with fake-quantised weights.
 
-What they compute is what the exported file computes with its Q/DQ operators taken literally. One rounding is left out: runtimes
-store the bias of an integer kernel as int32 in steps of `scale_input * scale_weight`. That is the step of the integer accumulator
-itself, so it can move a code only where a value lies on a tie.
+What they compute is what the exported file computes with its Q/DQ operators taken literally. One rounding is left
+out: runtimes store the bias of an integer kernel as int32 in steps of `scale_input * scale_weight`. That is the step
+of the integer accumulator itself, so it can move a code only where a value lies on a tie.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SCALE_OF_NOTHING = 2.0**-7
 class FakeQuantize(nn.Module):
     """Puts a value on an integer grid, one scale for the whole tensor.
 
-    Used at several nodes, it says that they share a grid. `scale` is NaN until a calibration sets it; `enabled` (not saved) turns the
-    module into the identity.
+    Used at several nodes, it says that they share a grid. `scale` is NaN until a calibration sets it; `enabled` (not
+    saved) turns the module into the identity.
 
     Args:
         grid: The integers.
@@ -60,7 +60,7 @@ class FakeQuantize(nn.Module):
         return bool(torch.isfinite(self.scale))
 
     def set_range(self, low: float, high: float) -> None:
-        """Chooses scale and zero point so that the grid covers `low … high` (and 0, which is always a point of the grid)."""
+        """Chooses scale and zero point so that the grid covers `low … high`, and 0 exactly."""
         scale, zero_point = grid_of_range(self.grid, low, high, non_negative=self.non_negative)
         self.scale.fill_(scale)
         self.zero_point.fill_(zero_point)
@@ -120,8 +120,8 @@ class WeightFakeQuant(nn.Module):
     def scales(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 scales [out channels], or a scalar: `max |weight| / high`.
 
-        A channel whose weights are tiny beside its bias (a dead one, after batch norm was folded) gets a larger scale, so that the
-        bias fits into int32 in steps of `scale_input * scale`.
+        A channel whose weights are tiny beside its bias (a dead one, after batch norm was folded) gets a larger
+        scale, so that the bias fits into int32 in steps of `scale_input * scale`.
         """
         magnitude = weight.detach().float().abs()
         peak = magnitude.flatten(1).amax(1) if self.per_channel else magnitude.amax()
