@@ -5,6 +5,8 @@ A `UserError` never shows a traceback; every other exception is a bug of ours an
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -89,3 +91,8 @@ class Allowed:
     """The answer "yes"."""
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to put behind "unknown x": ` (did you mean y?)`, or nothing if no known word is near."""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""

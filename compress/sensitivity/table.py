@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ...errors import UserError
+
+_FORMAT = "secateur-sensitivity/1"
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,77 @@ class Sensitivity:
     Attributes:
         method: Name of the estimator.
         unit: What `delta_loss` is measured in: "loss" or "score".
-        groups: Scores by group name (frozen groups are absent).
-        facts: What the numbers were measured on: samples, probes, seed, device, dtype, seconds, versions.
+        groups: Scores by group name (frozen groups, and groups that nothing produces, are absent).
+        facts: What the numbers were measured on: samples, probes, seed, device, dtype, seconds, versions. JSON values.
     """
 
     method: str
     unit: str
     groups: Mapping[str, Scores]
     facts: Mapping[str, object] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file: two float64 arrays a group, everything else as JSON in its metadata.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        path = Path(path)
+        header = {
+            "format": _FORMAT,
+            "method": self.method,
+            "unit": self.unit,
+            "groups": list(self.groups),
+            "facts": dict(self.facts),
+        }
+        arrays = {}
+        for name, scores in self.groups.items():
+            arrays[f"{name}:delta_loss"] = np.ascontiguousarray(scores.delta_loss, dtype=np.float64)
+            arrays[f"{name}:std_error"] = np.ascontiguousarray(scores.std_error, dtype=np.float64)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_bytes(save(arrays, metadata={"sensitivity": json.dumps(header)}))
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError("the sensitivities cannot be written", where=str(path), why=str(error)) from None
+
+    @staticmethod
+    def load(path: str | Path) -> Sensitivity:
+        """Reads what `save` wrote, bit for bit.
+
+        Raises:
+            UserError: There is no file, or it is not a table of sensitivities.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(
+                "there are no sensitivities here", where=str(path), hint="run rank first, or check the path"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = _header(file.metadata())
+                groups = {name: _scores(file, name) for name in header["groups"]}
+                return Sensitivity(header["method"], header["unit"], groups, header["facts"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                "this is not a table of sensitivities",
+                where=str(path),
+                why=str(error) or type(error).__name__,
+                hint="write it again with rank; it is a safetensors file of secateur's own",
+            ) from None
+
+
+def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    header = json.loads((metadata or {}).get("sensitivity", "{}"))
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise ValueError(f"its metadata does not say {_FORMAT}")
+    return header
+
+
+def _scores(file: Any, name: str) -> Scores:
+    delta_loss, std_error = (file.get_tensor(f"{name}:{part}") for part in ("delta_loss", "std_error"))
+    if delta_loss.ndim != 1 or delta_loss.shape != std_error.shape or delta_loss.dtype != np.float64:
+        raise ValueError(f"the arrays of group {name} are not float64 vectors of one length")
+    if not (np.isfinite(delta_loss).all() and np.isfinite(std_error).all()):
+        raise ValueError(f"group {name} holds NaN or infinity")
+    return Scores(delta_loss, std_error)

@@ -1,0 +1,226 @@
+"""Cost: parameters and multiply-accumulates, counted, and as a function of the widths of the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils import _pytree as pytree
+
+from ...passes.labels.flow import canonical_names
+from ...passes.labels.groups import Group
+from ...passes.labels.units import shrinking_axis
+from ...passes.program import Program
+
+_Axis = tuple[int, tuple[int, ...]]
+"""Size of an axis: a constant, and for each group how many positions a unit of it takes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        params: Number of parameters, shared ones once; batch norm's weight and bias count, its statistics do not.
+        macs: Multiply-accumulates of convolutions and linear layers for one sample of the example's size.
+    """
+
+    params: int
+    macs: int
+
+
+def count(program: Program) -> Cost:
+    """Counts the parameters and multiply-accumulates of a program as it is."""
+    params = sum(parameter.numel() for parameter in program.graph_module.parameters())
+    macs = sum(prod(layer.positions) * layer.weight.numel() for layer in _layers(program))
+    return Cost(params, macs // _batch_size(program))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One use of a multiplying layer: each element of its weight is used once at every position.
+
+    Attributes:
+        weight: The weight.
+        node: The node at whose value the positions lie.
+        positions: Axis sizes of that value, 1 for the axis of channels; the batch axis is among them.
+    """
+
+    weight: Tensor
+    node: fx.Node
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Cost as a function of group widths, without rewriting anything.
+
+    The size of a tensor's axis is a constant plus, for each group that lies on it, width × multiplicity. Parameters are sums of
+    products of axis sizes, and so are multiply-accumulates.
+
+    Attributes:
+        groups: Names of the groups, in the program's order.
+        widths: int64 [groups]: their full widths.
+        fixed: int64 [axes]: constant part of each distinct axis size; axis 0 is the constant 1.
+        slope: int64 [axes, groups]: multiplicities.
+        terms: int64 [terms, factors]: axes whose sizes are multiplied, padded with axis 0.
+        params: int64 [terms]: how often each term counts as parameters.
+        macs: int64 [terms]: how often each term counts as multiply-accumulates of the example batch.
+        batch: Samples in the example batch.
+    """
+
+    groups: tuple[str, ...]
+    widths: np.ndarray
+    fixed: np.ndarray
+    slope: np.ndarray
+    terms: np.ndarray
+    params: np.ndarray
+    macs: np.ndarray
+    batch: int
+
+    @staticmethod
+    def of(program: Program) -> CostModel:
+        """The cost model of a program."""
+        return _Builder(program).build()
+
+    @property
+    def dense(self) -> Cost:
+        """Cost at full width."""
+        return self.cost({})
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        """Exact cost at the given widths.
+
+        Args:
+            widths: Kept units by group name; groups that are missing keep all.
+
+        Raises:
+            KeyError: There is no group of this name.
+        """
+        row = self.widths.copy()
+        for name, width in widths.items():
+            row[self._position[name]] = width
+        params, macs = self.costs(row[None])[0]
+        return Cost(int(params), int(macs))
+
+    def costs(self, widths: np.ndarray) -> np.ndarray:
+        """Costs of many choices at once.
+
+        Args:
+            widths: int64 [choices, groups], groups in the order of `groups`.
+
+        Returns:
+            int64 [choices, 2]: parameters and multiply-accumulates.
+        """
+        sizes = self.fixed + widths @ self.slope.T
+        products = sizes[:, self.terms].prod(axis=2)
+        return np.stack([products @ self.params, products @ self.macs // self.batch], axis=1)
+
+    @property
+    def _position(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.groups)}
+
+
+class _Builder:
+    """Collects distinct axis sizes and products of them."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.groups: Sequence[Group] = program.groups
+        self.names = canonical_names(program.graph_module)
+        self.on_axis: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for i, group in enumerate(self.groups):
+            for member in group.members:
+                self.on_axis.setdefault((member.tensor, member.axis), []).append((i, member.index.shape[1]))
+        self.axes: dict[_Axis, int] = {(1, (0,) * len(self.groups)): 0}
+        self.terms: dict[tuple[int, ...], list[int]] = {}
+
+    def build(self) -> CostModel:
+        for parameter in self.program.graph_module.parameters():
+            self._add(self._sizes(parameter), params=1)
+        for layer in _layers(self.program):
+            self._add([*self._sizes(layer.weight), *self._positions(layer)], macs=1)
+        factors = max((len(term) for term in self.terms), default=1)
+        terms = [term + (0,) * (factors - len(term)) for term in self.terms]
+        counts = np.array(list(self.terms.values()), dtype=np.int64).reshape(-1, 2)
+        return CostModel(
+            groups=tuple(group.name for group in self.groups),
+            widths=np.array([group.width for group in self.groups], dtype=np.int64),
+            fixed=np.array([fixed for fixed, _ in self.axes], dtype=np.int64),
+            slope=np.array([slope for _, slope in self.axes], dtype=np.int64).reshape(len(self.axes), len(self.groups)),
+            terms=np.array(terms, dtype=np.int64).reshape(len(terms), factors),
+            params=counts[:, 0],
+            macs=counts[:, 1],
+            batch=_batch_size(self.program),
+        )
+
+    def _sizes(self, tensor: Tensor) -> list[_Axis]:
+        """Axis sizes of a parameter."""
+        name = self.names[id(tensor)]
+        return [self._axis(size, self.on_axis.get((name, axis), ())) for axis, size in enumerate(tensor.shape)]
+
+    def _positions(self, layer: _Layer) -> list[_Axis]:
+        """Axis sizes of the positions of a layer; channels may lie on one of them (a linear layer across tokens)."""
+        axes = [self._axis(size, ()) for size in layer.positions]
+        labels = self.program.analysis.values[layer.node.name]
+        units = self.program.analysis.unit_of[labels.ids.numpy()]
+        axis = shrinking_axis(units) if units.ndim else None
+        if axis is not None and layer.positions[axis] > 1:
+            along = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
+            group = np.searchsorted(self.program.analysis.first_unit, along[along >= 0], side="right") - 1
+            present, counts = np.unique(group, return_counts=True)
+            lies = [(i, n // self.groups[i].width) for i, n in zip(present.tolist(), counts.tolist(), strict=True)]
+            axes[axis] = self._axis(layer.positions[axis], lies)
+        return axes
+
+    def _axis(self, size: int, groups: Sequence[tuple[int, int]]) -> _Axis:
+        slope = [0] * len(self.groups)
+        for i, multiplicity in groups:
+            slope[i] += multiplicity
+        return size - sum(m * g.width for m, g in zip(slope, self.groups, strict=True)), tuple(slope)
+
+    def _add(self, sizes: Sequence[_Axis], params: int = 0, macs: int = 0) -> None:
+        """Adds a product of axis sizes: a constant times the sizes that depend on widths."""
+        constant, term = 1, []
+        for axis in sizes:
+            fixed, slope = axis
+            if any(slope):
+                term.append(self.axes.setdefault(axis, len(self.axes)))
+            else:
+                constant *= fixed
+        counts = self.terms.setdefault(tuple(sorted(term)), [0, 0])
+        counts[0] += params * constant
+        counts[1] += macs * constant
+
+
+def _layers(program: Program) -> list[_Layer]:
+    """Every use of a convolution or linear layer."""
+    found = []
+    for node in program.graph.nodes:
+        module = program.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear):
+            found.append(_Layer(module.weight, node, (*_shape(node)[:-1], 1)))
+        elif isinstance(module, _ConvNd):
+            # Each element of a transposed kernel is used once for every input position, otherwise for every output position.
+            at = node.all_input_nodes[0] if isinstance(module, _ConvTransposeNd) else node
+            shape = _shape(at)
+            channel = len(shape) - len(module.kernel_size) - 1
+            found.append(_Layer(module.weight, at, (*shape[:channel], 1, *shape[channel + 1 :])))
+    return found
+
+
+def _batch_size(program: Program) -> int:
+    """Samples in the example inputs."""
+    leaves = pytree.tree_leaves((program.example_args, dict(program.example_kwargs)))
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]), 1)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    value: Any = node.meta["val"]
+    return tuple(int(size) if isinstance(size, torch.SymInt) else size for size in value.shape)

@@ -1,0 +1,153 @@
+"""The plan: what happens to every group. People read and edit its YAML form; it is the only input of the rewrite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, did_you_mean
+from ..passes.labels.groups import Group
+from ..passes.program import Program
+from .cost.model import Cost
+
+ACTIONS = ("keep", "prune")
+"""What can happen to a group."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The decision for one group: one line of the file.
+
+    Attributes:
+        width: Units of the group.
+        removed: Units that go, least sensitive first.
+        delta_loss: Predicted rise of the loss: the sum over the removed units (a sum of scores if the method has no loss).
+        std_error: Its standard error: the root of the sum of squares.
+        params: Change of the parameters if only this group were cut; zero or negative.
+        macs: The same for multiply-accumulates.
+        reason: Why, for people.
+    """
+
+    width: int
+    removed: tuple[int, ...] = ()
+    delta_loss: float = 0.0
+    std_error: float = 0.0
+    params: int = 0
+    macs: int = 0
+    reason: str = ""
+
+    @property
+    def action(self) -> str:
+        """`keep` or `prune`."""
+        return "prune" if self.removed else "keep"
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Units that stay, ascending."""
+        gone = set(self.removed)
+        return tuple(unit for unit in range(self.width) if unit not in gone)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for all groups, and what they were made for.
+
+    Attributes:
+        target: Name of the target whose width grid the plan keeps.
+        budget: The budgets as they were given.
+        method: Ranking method.
+        unit: What `delta_loss` is measured in: "loss" or "score".
+        seed: Seed of the ranking, if it had one.
+        settings: Settings of the planner.
+        program: Fingerprint of the groups that the plan belongs to.
+        dense: Cost of the whole network.
+        planned: Cost of what the plan leaves.
+        delta_loss: Predicted rise of the loss over all groups.
+        std_error: Its standard error.
+        groups: Decisions by group name, in the program's order.
+    """
+
+    target: str
+    budget: Mapping[str, Any]
+    method: str
+    unit: str
+    program: str
+    dense: Cost
+    planned: Cost
+    delta_loss: float
+    std_error: float
+    groups: Mapping[str, GroupPlan]
+    seed: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def keep(self) -> dict[str, tuple[int, ...]]:
+        """Kept units of every group that loses some: the input of `apply` and `mask`."""
+        return {name: group.kept for name, group in self.groups.items() if group.removed}
+
+    def check(self, program: Program) -> None:
+        """Checks that the plan belongs to a program.
+
+        Raises:
+            UserError: Groups are missing, unknown, of another width, or frozen and yet cut.
+        """
+        groups = {group.name: group for group in program.groups}
+        hint = "plan again for this program"
+        for name, line in self.groups.items():
+            group = groups.get(name)
+            if group is None:
+                raise UserError(
+                    f"the plan names a group that the program lacks: {name}{did_you_mean(name, groups)}", hint=hint
+                )
+            if group.width != line.width:
+                raise UserError(
+                    f"the plan was made for another width of {name}",
+                    why=f"it has {group.width} units, the plan says {line.width}",
+                    hint=hint,
+                )
+            if group.frozen is not None and line.removed:
+                raise UserError(
+                    f"{name} cannot be pruned",
+                    where=group.frozen.where,
+                    why=group.frozen.reason,
+                    hint=group.frozen.hint or f"write {name}: {{action: keep, keep: {group.width}/{group.width}}}",
+                )
+        missing = [name for name in groups if name not in self.groups]
+        if missing:
+            width = groups[missing[0]].width
+            raise UserError(
+                f"the plan says nothing about {', '.join(missing[:3])}",
+                hint=f"add the line {missing[0]}: {{action: keep, keep: {width}/{width}}}, or {hint}",
+            )
+        if self.program != fingerprint(program.groups):
+            raise UserError("the plan was made for another program", why="other groups are frozen now", hint=hint)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the YAML form; the file is replaced whole or not at all.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        from .plan_file import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Reads a plan, edited or not.
+
+        Raises:
+            UserError: No file, no YAML, unknown keys, or decisions that contradict themselves.
+        """
+        from .plan_file import load
+
+        return load(Path(path))
+
+
+def fingerprint(groups: Iterable[Group]) -> str:
+    """Hash of the names, widths and frozenness of groups."""
+    text = json.dumps([[g.name, g.width, g.frozen is not None] for g in groups])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

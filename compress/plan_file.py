@@ -1,0 +1,288 @@
+"""The YAML form of a plan: one line a group, made to be read and edited."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from ..errors import UserError, did_you_mean
+from .cost.model import Cost
+from .plan import ACTIONS, GroupPlan, Plan
+
+FORMAT = "plan/1"
+
+_HEADER = """\
+# What secateur will remove, one line a group. Edit it and apply it again:
+#   keep: kept/all units        removed: the units that go, least sensitive first; the list decides
+# To cut less, take units off the end of `removed`; to cut more, add some; then correct `keep` (or leave `keep` out).
+# delta_loss is predicted for removing these units, ± one standard error{unit}.
+# params and macs say what a group's cut saves if it is the only one.
+"""
+
+_KEYS = ("secateur", "target", "budget", "ranking", "planner", "program", "dense", "planned", "delta_loss", "groups")
+_GROUP_KEYS = ("action", "keep", "delta_loss", "params", "macs", "reason", "removed")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Writes a plan; see `Plan.save`."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(dumps(plan), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError("the plan cannot be written", where=str(path), why=str(error)) from None
+
+
+def load(path: Path) -> Plan:
+    """Reads a plan; see `Plan.load`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            "there is no plan here", where=str(path), hint="check the path, or make one with plan"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("the plan cannot be read", where=str(path), why=str(error)) from None
+    return loads(text, where=str(path))
+
+
+def dumps(plan: Plan) -> str:
+    """The text of a plan."""
+    ranking: dict[str, Any] = {"method": plan.method, "unit": plan.unit}
+    if plan.seed is not None:
+        ranking["seed"] = plan.seed
+    dense, planned = plan.dense, plan.planned
+    share = {"params": _percent(planned.params, dense.params), "macs": _percent(planned.macs, dense.macs)}
+    lines = [
+        _HEADER.format(unit="" if plan.unit == "loss" else "; this method gives scores, not losses")
+        + f"secateur: {FORMAT}",
+        f"target: {_flow(plan.target)}",
+        f"budget: {_flow(plan.budget)}",
+        f"ranking: {_flow(ranking)}",
+        f"planner: {_flow(plan.settings)}",
+        f"program: {_flow(plan.program)}",
+        f"dense: {{params: {dense.params}, macs: {dense.macs}}}",
+        f"planned: {{params: {planned.params}, macs: {planned.macs}}}  # {share['params']} and {share['macs']}",
+        f"delta_loss: {_estimate(plan.delta_loss, plan.std_error)}",
+        "groups:" if plan.groups else "groups: {}",
+    ]
+    lines += [f"  {_flow(name)}: {_group_line(group)}" for name, group in plan.groups.items()]
+    return "\n".join(lines) + "\n"
+
+
+def loads(text: str, *, where: str = "plan") -> Plan:
+    """Reads the text of a plan.
+
+    Args:
+        text: YAML.
+        where: What to call it in errors.
+
+    Raises:
+        UserError: See `Plan.load`.
+    """
+    raw = _mapping(_parse(text, where), where)
+    _no_unknown(raw, _KEYS, where)
+    if raw.get("secateur") != FORMAT:
+        raise UserError(
+            "this is not a plan of this version of secateur",
+            where=where,
+            why=f"it says secateur: {raw.get('secateur')}, not {FORMAT}",
+            hint="plan again",
+        )
+    ranking, planner = (_mapping(_get(raw, key, where), f"{where}, {key}") for key in ("ranking", "planner"))
+    _no_unknown(ranking, ("method", "unit", "seed"), f"{where}, ranking")
+    groups = _mapping(_get(raw, "groups", where), f"{where}, groups")
+    delta_loss, std_error = _read_estimate(_get(raw, "delta_loss", where), where)
+    return Plan(
+        target=str(_get(raw, "target", where)),
+        budget=_mapping(_get(raw, "budget", where), f"{where}, budget"),
+        method=str(_get(ranking, "method", f"{where}, ranking")),
+        unit=str(_get(ranking, "unit", f"{where}, ranking")),
+        seed=ranking.get("seed"),
+        settings=planner,
+        program=str(_get(raw, "program", where)),
+        dense=_cost(raw, "dense", where),
+        planned=_cost(raw, "planned", where),
+        delta_loss=delta_loss,
+        std_error=std_error,
+        groups={str(name): _read_group(line, f"{where}, groups, {name}") for name, line in groups.items()},
+    )
+
+
+def _group_line(group: GroupPlan) -> str:
+    fields = [f"action: {group.action}", f"keep: {group.width - len(group.removed)}/{group.width}"]
+    if group.removed:
+        fields.append(f"delta_loss: {_estimate(group.delta_loss, group.std_error)}")
+        fields.append(f"params: {group.params}, macs: {group.macs}")
+    if group.reason:
+        fields.append(f"reason: {json.dumps(group.reason, ensure_ascii=False)}")
+    if group.removed:
+        fields.append(f"removed: {list(group.removed)}")
+    return "{" + ", ".join(fields) + "}"
+
+
+def _read_group(raw: Any, where: str) -> GroupPlan:
+    line = _mapping(raw, where)
+    _no_unknown(line, _GROUP_KEYS, where)
+    action = _get(line, "action", where)
+    if action not in ACTIONS:
+        raise UserError(
+            f"unknown action {action!r}{did_you_mean(str(action), ACTIONS)}",
+            where=where,
+            hint=f"there is: {', '.join(ACTIONS)}",
+        )
+    kept, width = _read_keep(_get(line, "keep", where), where)
+    removed = line.get("removed", [])
+    if not isinstance(removed, list) or not all(isinstance(u, int) and not isinstance(u, bool) for u in removed):
+        raise UserError("removed is not a list of unit numbers", where=where, hint="removed: [3, 7, 12]")
+    outside = [u for u in removed if not 0 <= u < width]
+    if outside:
+        raise UserError(f"there is no unit {outside[0]}", where=where, why=f"units are numbered 0 to {width - 1}")
+    twice = [u for i, u in enumerate(removed) if u in removed[:i]]
+    if twice:
+        raise UserError(f"unit {twice[0]} is removed twice", where=where, hint="list every unit once")
+    if len(removed) == width:
+        raise UserError("no unit of the group would be left", where=where, hint="keep at least one")
+    if (action == "prune") != bool(removed):
+        raise UserError(
+            f"action: {action} contradicts removed: {removed}",
+            where=where,
+            hint="list the units that go, or write action: keep"
+            if action == "prune"
+            else "write action: prune, or take removed away",
+        )
+    if kept is not None and kept != width - len(removed):
+        raise UserError(
+            f"keep and removed disagree: keep is {kept}/{width}, and {len(removed)} listed units leave {width - len(removed)}",
+            where=where,
+            why="removed decides",
+            hint=_reconcile(kept, width, removed),
+        )
+    delta_loss, std_error = _read_estimate(line.get("delta_loss", "0 ± 0"), where)
+    return GroupPlan(
+        width=width,
+        removed=tuple(removed),
+        delta_loss=delta_loss,
+        std_error=std_error,
+        params=_integer(line.get("params", 0), "params", where),
+        macs=_integer(line.get("macs", 0), "macs", where),
+        reason=str(line.get("reason", "")),
+    )
+
+
+def _reconcile(kept: int, width: int, removed: list[int]) -> str:
+    """What to write so that `kept` units stay."""
+    wanted = width - kept
+    if not 0 <= wanted < width:
+        return f"keep lies between 1 and {width}"
+    if wanted == 0:
+        return f"to keep all: action: keep, keep: {width}/{width}, and no removed"
+    if wanted < len(removed):
+        return f"to keep {kept}: removed: {removed[:wanted]}; to keep this list: keep: {width - len(removed)}/{width}"
+    return f"to keep {kept}, add {wanted - len(removed)} units to removed; to keep this list: keep: {width - len(removed)}/{width}"
+
+
+def _read_keep(text: Any, where: str) -> tuple[int | None, int]:
+    """Kept and all units; `?/32` (or `/32`) leaves the first to `removed`."""
+    match = re.fullmatch(r"\s*(\d+|\??)\s*/\s*(\d+)\s*", str(text))
+    if not match or int(match[2]) < 1:
+        raise UserError(
+            f"keep: {text} is no share of units", where=where, hint="kept units / all units, as in keep: 20/32"
+        )
+    return (int(match[1]) if match[1].isdigit() else None), int(match[2])
+
+
+def _estimate(value: float, error: float) -> str:
+    return f"{_number(value)} ± {_number(error)}"
+
+
+def _number(value: float) -> str:
+    """The shortest of the exact forms of a number."""
+    exact = (f"{value:.{digits}e}" for digits in range(17))
+    return min((next(t for t in exact if float(t) == value), repr(value)), key=len)
+
+
+def _read_estimate(text: Any, where: str) -> tuple[float, float]:
+    parts = [part.strip() for part in re.split("±|\\+-|\\+/-", str(text))]
+    try:
+        value, error = (float(part) for part in (*parts, "0")[:2])
+    except ValueError:
+        value = error = math.nan
+    if len(parts) > 2 or not (math.isfinite(value) and math.isfinite(error) and error >= 0):
+        raise UserError(f"delta_loss: {text} is no estimate", where=where, hint="delta_loss: 3.1e-03 ± 4e-04")
+    return value, error
+
+
+def _cost(raw: Mapping[str, Any], key: str, where: str) -> Cost:
+    where = f"{where}, {key}"
+    cost = _mapping(_get(raw, key, where), where)
+    _no_unknown(cost, ("params", "macs"), where)
+    return Cost(*(_integer(_get(cost, part, where), part, where) for part in ("params", "macs")))
+
+
+def _integer(value: Any, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{key}: {value} is no whole number", where=where)
+    return value
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            "there should be keys with values here", where=where, why=f"there is {json.dumps(value, default=str)}"
+        )
+    return value
+
+
+def _get(raw: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in raw:
+        raise UserError(
+            f"the key {key} is missing", where=where, hint="take it back from the plan as secateur wrote it"
+        )
+    return raw[key]
+
+
+def _no_unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise UserError(
+                f"unknown key {key}{did_you_mean(str(key), known)}", where=where, hint=f"there is: {', '.join(known)}"
+            )
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        at = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
+        raise UserError("the plan is not valid YAML", where=at, why=str(error.problem), hint="mend this line") from None
+    except YAMLError as error:
+        raise UserError("the plan is not valid YAML", where=where, why=str(error).splitlines()[0]) from None
+
+
+def _flow(value: Any) -> str:
+    """A value in YAML's flow style, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    if isinstance(value, str):
+        plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return _number(value)
+    return json.dumps(value)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "0%"

@@ -1,0 +1,159 @@
+"""The planning problem: how wide every group may become, what each width is predicted to cost in loss, and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import ceil, gcd
+
+import numpy as np
+
+from ...errors import UserError, did_you_mean
+from ...passes.labels.groups import Group
+from ..cost.model import CostModel
+from ..sensitivity.table import Scores, Sensitivity
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The widths that one group may have.
+
+    Attributes:
+        group: The group.
+        column: Its place in the cost model.
+        order: int64 [width]: units, least sensitive first.
+        widths: Allowed widths, descending; the first is the full width.
+        rise: float64 [widths]: predicted rise of the loss at each allowed width.
+        scores: Scores by unit; None where the group is kept whole.
+        reason: Why it is kept whole, or "".
+    """
+
+    group: Group
+    column: int
+    order: np.ndarray
+    widths: np.ndarray
+    rise: np.ndarray
+    scores: Scores | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Choose one allowed width a group, so that the cost stays within the limits at the least predicted rise of the loss.
+
+    Attributes:
+        choices: One a group, in the program's order.
+        model: Cost as a function of the widths.
+        limits: int64 [2]: limits on parameters and multiply-accumulates; the cost of the dense model where there is none.
+    """
+
+    choices: tuple[Choice, ...]
+    model: CostModel
+    limits: np.ndarray
+
+    def widths(self, position: np.ndarray) -> np.ndarray:
+        """Widths [..., groups] at positions [..., groups] in each group's `widths`."""
+        table = np.zeros((len(self.choices), max(len(c.widths) for c in self.choices)), dtype=np.int64)
+        for i, choice in enumerate(self.choices):
+            table[i, : len(choice.widths)] = choice.widths
+        return table[np.arange(len(self.choices)), position]
+
+    def costs(self, positions: np.ndarray) -> np.ndarray:
+        """Costs [choices, 2] of many positions [choices, groups]."""
+        return self.model.costs(self.widths(positions))
+
+    def rise(self, position: np.ndarray) -> float:
+        """Predicted rise of the loss at a position [groups]."""
+        return float(sum(c.rise[p] for c, p in zip(self.choices, position, strict=True)))
+
+    @property
+    def last(self) -> np.ndarray:
+        """int64 [groups]: position of the smallest allowed width."""
+        return np.array([len(c.widths) - 1 for c in self.choices], dtype=np.int64)
+
+    def fits(self, positions: np.ndarray) -> np.ndarray:
+        """Whether positions [choices, groups] are within the limits."""
+        return (self.costs(positions) <= self.limits).all(axis=1)
+
+
+def make_choices(
+    groups: Sequence[Group], sensitivity: Sensitivity, *, align: int, floor: float, ignore: Sequence[str]
+) -> tuple[Choice, ...]:
+    """The allowed widths of every group.
+
+    Args:
+        groups: Groups of the program.
+        sensitivity: Scores of their units.
+        align: Every axis of channels should be a multiple of this.
+        floor: Share of every group that stays.
+        ignore: Patterns of the names of groups that are kept whole.
+
+    Raises:
+        UserError: A pattern matches nothing, or the scores belong to another program.
+    """
+    names = [group.name for group in groups]
+    for pattern in ignore:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"the pattern {pattern!r} matches no group{did_you_mean(pattern, names)}",
+                where="plan.ignore",
+                hint=f"the groups are: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}",
+            )
+    unknown = [name for name in sensitivity.groups if name not in names]
+    if unknown:
+        raise UserError(
+            f"the sensitivities name a group that the program lacks: {unknown[0]}",
+            why="they were measured on another program",
+            hint="rank this program",
+        )
+    choices = []
+    for column, group in enumerate(groups):
+        scores = sensitivity.groups.get(group.name)
+        if scores is not None and len(scores.delta_loss) != group.width:
+            raise UserError(
+                f"the sensitivities of {group.name} are for {len(scores.delta_loss)} units, it has {group.width}",
+                why="they were measured on another program",
+                hint="rank this program",
+            )
+        choices.append(_choice(group, column, scores, align, floor, ignore))
+    return tuple(choices)
+
+
+def _choice(
+    group: Group, column: int, scores: Scores | None, align: int, floor: float, ignore: Sequence[str]
+) -> Choice:
+    pattern = next((p for p in ignore if fnmatchcase(group.name, p)), None)
+    step = grid_step(group, align)
+    least = max(step, step * ceil(floor * group.width / step - 1e-9))
+    reason = ""
+    if group.frozen is not None:
+        reason = f"frozen: {group.frozen}"
+    elif pattern is not None:
+        reason = f"ignored: {pattern}"
+    elif scores is None:
+        reason = "no score"
+    elif least >= group.width:
+        reason = f"one step of the grid ({step}) or the floor is its whole width"
+    if reason or scores is None:
+        whole = np.array([group.width], dtype=np.int64)
+        return Choice(group, column, np.arange(group.width), whole, np.zeros(1), None, reason)
+    order = np.argsort(scores.delta_loss, kind="stable")
+    widths = np.array([group.width, *range((group.width - 1) // step * step, least - 1, -step)], dtype=np.int64)
+    sums = np.concatenate([[0.0], np.cumsum(scores.delta_loss[order])])
+    return Choice(group, column, order, widths, sums[group.width - widths], scores)
+
+
+def grid_step(group: Group, align: int) -> int:
+    """Units by which a group may shrink so that the axes it is computed on stay multiples of `align`.
+
+    A unit that takes several positions of each such axis (a grouped convolution) needs a coarser grid of positions, so a
+    finer one of units.
+    """
+    multiplicity = gcd(*(member.index.shape[1] for member in group.producers)) or 1
+    return align // gcd(align, multiplicity)
+
+
+def widths_by_name(problem: Problem, position: np.ndarray) -> Mapping[str, int]:
+    """Widths of the groups at a position."""
+    return {c.group.name: int(c.widths[p]) for c, p in zip(problem.choices, position, strict=True)}
