@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"), from its standard folders.
 
-Reads `cifar-10-batches-bin` (records of one label byte and 3072 pixel bytes) and `cifar-10-batches-py` (pickles, read by
-`restricted_pickle`). Nothing is downloaded.
+Reads `cifar-10-batches-bin` (records of one label byte and 3072 pixel bytes) and `cifar-10-batches-py` (pickles, read
+by `restricted_pickle`). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STD = (0.229, 0.224, 0.225)
 
 HINT = (
     "get the CIFAR-10 archive (cifar-10-binary.tar.gz or cifar-10-python.tar.gz, linked from "
-    "https://www.cs.toronto.edu/~kriz/cifar.html), unpack it, and set data.args.root to the folder; the example recipes "
-    "look in the folder that the environment variable SECATEUR_DATA names"
+    "https://www.cs.toronto.edu/~kriz/cifar.html), unpack it, and set data.args.root to the folder; the example "
+    "recipes look in the folder that the environment variable SECATEUR_DATA names"
 )
 
 
@@ -118,7 +118,9 @@ def _find(root: Path) -> tuple[Path, str]:
         for folder in (root, root / name):
             if (folder / f"data_batch_1{suffix}").is_file():
                 return folder, suffix
-    raise UserError("CIFAR-10 is not here", where=str(root), why="there is no data_batch_1.bin or data_batch_1", hint=HINT)
+    raise UserError(
+        "CIFAR-10 is not here", where=str(root), why="there is no data_batch_1.bin or data_batch_1", hint=HINT
+    )
 
 
 def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -107,30 +107,22 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortc
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
-def resnet20(
-    *, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16
-) -> CifarResNet:
+def resnet20(*, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16) -> CifarResNet:
     """ResNet-20: 0.27 million parameters, 41 million multiply-adds."""
     return CifarResNet(20, shortcut=shortcut, num_classes=num_classes, head=head, width=width)
 
 
-def resnet32(
-    *, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16
-) -> CifarResNet:
+def resnet32(*, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16) -> CifarResNet:
     """ResNet-32: 0.46 million parameters, 69 million multiply-adds."""
     return CifarResNet(32, shortcut=shortcut, num_classes=num_classes, head=head, width=width)
 
 
-def resnet44(
-    *, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16
-) -> CifarResNet:
+def resnet44(*, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16) -> CifarResNet:
     """ResNet-44: 0.66 million parameters, 97 million multiply-adds."""
     return CifarResNet(44, shortcut=shortcut, num_classes=num_classes, head=head, width=width)
 
 
-def resnet56(
-    *, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16
-) -> CifarResNet:
+def resnet56(*, shortcut: Shortcut = "A", num_classes: int = 10, head: Head = "linear", width: int = 16) -> CifarResNet:
     """ResNet-56: 0.85 million parameters, 126 million multiply-adds."""
     return CifarResNet(56, shortcut=shortcut, num_classes=num_classes, head=head, width=width)
 

@@ -29,7 +29,9 @@ class Augmentation:
         batch, _, height, width = images.shape
         if self.pad:
             padded = F.pad(images, (self.pad,) * 4)
-            places = padded.unfold(2, height, 1).unfold(3, width, 1)  # view [batch, channels, 2 pad + 1, 2 pad + 1, h, w]
+            places = padded.unfold(2, height, 1).unfold(
+                3, width, 1
+            )  # view [batch, channels, 2 pad + 1, 2 pad + 1, h, w]
             row, column = torch.randint(2 * self.pad + 1, (2, batch), generator=generator)
             images = places[torch.arange(batch), :, row, column]
         if self.flip:
@@ -56,7 +58,7 @@ class TensorLoader:
         seed: Of order and augmentation.
 
     Raises:
-        UserError: The batch size is less than one.
+        UserError: The batch size is less than one, or mean and std do not have one number for each channel.
     """
 
     def __init__(
@@ -74,6 +76,14 @@ class TensorLoader:
     ) -> None:
         if batch_size < 1:
             raise UserError("batch_size must be at least 1", where="data.args.batch_size", why=f"it is {batch_size}")
+        channels = images.shape[1]
+        if not len(mean) == len(std) == channels or min(std) <= 0:
+            raise UserError(
+                "mean and std do not suit the images",
+                where="data.args.mean, data.args.std",
+                why=f"images have {channels} channels; mean is {list(mean)} and std is {list(std)}",
+                hint=f"give {channels} numbers each, those of std positive",
+            )
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.augmentation, self.seed = shuffle, augmentation, seed
         self.epoch = 0
