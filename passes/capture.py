@@ -10,12 +10,20 @@ import inspect
 import io
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError, UserError
@@ -25,13 +33,15 @@ from .remodulise import remodulise
 from .shapes import batch_size, propagate, resize_batch, values_of
 
 _RESULT_TOLERANCE = 1e-4
+_NOT_THE_USERS = (PurePath(torch.__file__).parent, PurePath(__file__).parent, PurePath(contextlib.__file__).parent)
+"""Where torch, this package and the standard library lie."""
 
 
 def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
     """Captures a model as a program: its graph as layers and ATen calls, with copies of its weights.
 
-    The model itself is left untouched. The program is in eval mode and takes the arguments of the model. The batch (axis 0 of the
-    inputs) is dynamic unless the model fixes it; `Program.static_batch` then says why.
+    The model itself is left untouched. The program is in eval mode and takes the arguments of the model. The batch
+    (axis 0 of the inputs) is dynamic unless the model fixes it; `Program.static_batch` then says why.
 
     Args:
         model: The network.
@@ -81,7 +91,7 @@ def _split(inputs: Any, extra: Mapping[str, Any] | None) -> tuple[tuple[Any, ...
 def _check_weights(model: nn.Module) -> None:
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if ".running_" in f".{n}")]
     for name, tensor in named:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UserError(
                 "a weight has no shape yet",
                 where=name,
@@ -184,7 +194,11 @@ def _rebuild(
     for node in list(exported.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             exported.graph.erase_node(node)
-    functionalise(exported, values_of(exported, args, kwargs))
+    try:
+        values = values_of(exported, args, kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        raise _refusal(source, error) from error
+    functionalise(exported, values)
     return remodulise(exported, source, values_of(exported, args, kwargs))
 
 
@@ -226,23 +240,40 @@ def _first_line(error: BaseException) -> str:
 
 
 def _condense(error: BaseException | None) -> str:
-    """What torch.export complains about, in one line."""
-    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
-    for pattern in (r"marked .* as dynamic", r"data-dependent", r"specialized", r"not supported|unsupported"):
+    """What torch.export complains about, in one line without its advice on its own flags."""
+    text = str(error)
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    if fixed:
+        return f"the model fixes the batch size to {fixed[1]}"
+    lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"a number or a size depends on the values of a tensor ({lines[0]})"
+    for pattern in (r"data-dependent", r"not supported|unsupported"):
         for line in lines:
             if re.search(pattern, line, re.IGNORECASE):
                 return line
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
-    where = re.search(r"(?P<file>[\w.-]+\.py):(?P<line>\d+) in", str(error))
+    line = _user_line(error)
     return UnsupportedError(
         "the model cannot be captured as a graph",
-        where=f"{type(source).__name__}, {where['file']}:{where['line']}" if where else type(source).__name__,
+        where=", ".join(part for part in (type(source).__name__, line) if part),
         why=_condense(error),
-        hint="take branches and loops that depend on values of tensors out of forward (torch.where, masks), or capture a part",
+        hint="take what depends on the values of tensors (branches, loops, .item()) or leaves torch out of forward",
     )
+
+
+def _user_line(error: Exception | None) -> str:
+    """The innermost line of the error that is neither torch's nor ours: of its traceback, or of one in its text."""
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)] if error else []
+    quoted = re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    for file, line in [*reversed(frames), *reversed(quoted)]:
+        path = PurePath(file)
+        if path.is_absolute() and not any(path.is_relative_to(root) for root in _NOT_THE_USERS):
+            return f"{path.name}:{line}"
+    return ""
 
 
 def _check_result(program: Program, source: nn.Module, expected: Any) -> None:

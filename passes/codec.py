@@ -1,8 +1,8 @@
 """Graph arguments and nested containers as JSON.
 
-JSON lists, strings, booleans, null and finite numbers stand for themselves; everything else is an object with one key that
-names its kind: `{"node": "conv1"}`, `{"tuple": […]}`, `{"dtype": "float32"}`. Only builtin containers are held, so that reading
-needs no class but ours.
+JSON lists, strings, booleans, null and finite numbers stand for themselves; everything else is an object with one key
+that names its kind: `{"node": "conv1"}`, `{"tuple": […]}`, `{"dtype": "float32"}`. Only builtin containers are held, so
+that reading needs no class but ours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode(value: Any, tensor: Callable[[Tensor], str] | None = None) -> Any:
     Raises:
         CodecError: Something else in it.
     """
-    if value is None or isinstance(value, bool | int | str) and type(value) in (bool, int, str):
+    if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": repr(float(value))}

@@ -1,7 +1,7 @@
 """A graph module as a JSON document and a table of tensors, and back: the inside of a saved program.
 
-`torch.fx` turns a graph into Python source, names included, and runs it. So every name of a document that is read is checked before
-it reaches a graph, and operations and layers come only from the lists in `opnames` and `modulespec`.
+`torch.fx` turns a graph into Python source, names included, and runs it. So every name of a document that is read is
+checked before it reaches a graph, and operations and layers come only from the lists in `opnames` and `modulespec`.
 """
 
 from __future__ import annotations
@@ -103,11 +103,17 @@ def _tensor(key: str, entry: Mapping[str, Any], weights: Mapping[str, Tensor]) -
 
 def _signature(graph: fx.Graph) -> dict[str, Any]:
     codegen = graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.out_spec is None:
+    if not isinstance(codegen, _PyTreeCodeGen):
         raise CodecError("the graph has lost its signature")
     info = codegen.pytree_info
-    inputs, outputs = (pytree.tree_unflatten([0] * spec.num_leaves, spec) for spec in (info.in_spec, info.out_spec))
+    inputs, outputs = (_unflatten(spec) for spec in (info.in_spec, info.out_spec))
     return {"names": list(info.orig_args), "inputs": encode_structure(inputs), "outputs": encode_structure(outputs)}
+
+
+def _unflatten(spec: pytree.TreeSpec | None) -> Any:
+    if spec is None:
+        raise CodecError("the graph has lost its signature")
+    return pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
 def _layers(graph_module: fx.GraphModule) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch._ops import OpOverload
 def functionalise(graph_module: fx.GraphModule, values: Mapping[fx.Node, Any]) -> None:
     """Replaces `relu_`, `add_` and the like by their functional forms, in place on the graph.
 
-    Writing into a tensor can be seen through every other node that shares its memory. The replacement is made if no such node is
-    read afterwards and the memory belongs to no parameter or buffer; otherwise the operation stays. A write into an input of the
-    network is dropped with it: callers get their inputs back unchanged.
+    Writing into a tensor can be seen through every other node that shares its memory. The replacement is made if no
+    such node is read afterwards and the memory belongs to no parameter or buffer; otherwise the operation stays. A
+    write into an input of the network is dropped with it: callers get their inputs back unchanged.
 
     Args:
         graph_module: An exported graph.

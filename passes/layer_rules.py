@@ -32,7 +32,7 @@ class Layer:
 
 
 Rule = Callable[[fx.Node, Mapping[fx.Node, Any], nn.Module | None], Layer | None]
-"""`rule(node, values, module)`: node, what nodes compute, and the user's module that made it. None: stays an ATen call."""
+"""`rule(node, values, module)`: node, what nodes compute, the user's module that made it. None: stays an ATen call."""
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _tensors(arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, fx.Node] | None:
-    """The `get_attr` nodes among the arguments by attribute; None if one is computed (weight norm, masks and the like)."""
+    """The `get_attr` nodes among the arguments by attribute; None if one is computed (weight norm, masks)."""
     found = {attribute: arguments[name] for attribute, name in names.items() if arguments[name] is not None}
     return found if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in found.values()) else None
 
@@ -64,7 +64,7 @@ def _convolution(rank: int, transposed: bool) -> Rule:
             return None
         weight: Tensor = values[tensors["weight"]]
         padding = given["padding"]
-        sizes = {name: _ints(given[name], rank) for name in ("stride", "dilation")}
+        sizes: dict[str, Any] = {name: _ints(given[name], rank) for name in ("stride", "dilation")}
         sizes["padding"] = padding if isinstance(padding, str) else _ints(padding, rank)
         if transposed:
             sizes["output_padding"] = _ints(given["output_padding"], rank)
@@ -100,8 +100,8 @@ def _linear(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | No
 def _statistics_norm(kind: str, mode: str) -> Rule:
     """Batch and instance norm; `mode` is the argument that says "statistics of this batch".
 
-    A layer in eval mode uses the statistics of the batch exactly if it tracks none. Where the exported call says otherwise, the user
-    fixed the mode by hand, and the call stays as it is.
+    A layer in eval mode uses the statistics of the batch exactly if it tracks none. Where the exported call says
+    otherwise, the user fixed the mode by hand, and the call stays as it is.
     """
 
     def rule(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | None) -> Layer | None:

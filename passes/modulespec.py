@@ -1,4 +1,4 @@
-"""What a layer is, as data: its type and hyper-parameters without its tensors. Used to make, describe and save layers."""
+"""What a layer is, as data: its type and hyper-parameters, without its tensors."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ LAYERS: Mapping[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 """Layers of torch by type name: the class and the constructor arguments that are attributes of the layer as well."""
 
 EXTENSIONS: tuple[str, ...] = (".quant.modules",)
-"""Modules of this package that define further layers: each has `MODULES`, a dict from type name to a class with `spec() -> dict`
-and `from_spec(dict)`. They are imported when first needed."""
+"""Modules of this package that define further layers, imported when first needed.
+
+Each has `MODULES`, a dict from type name to a class with `spec() -> dict` and `from_spec(dict)`.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def extension_types() -> dict[str, Any]:
 
 
 def spec_of(module: nn.Module) -> ModuleSpec | None:
-    """Describes a layer, or returns None if its type is not one that a program may hold (subclasses are other types)."""
+    """Describes a layer; None if its type is not one that a program may hold (subclasses are other types)."""
     name = type(module).__name__
     if name in LAYERS and type(module) is LAYERS[name][0]:
         return ModuleSpec(name, {option: _option(module, option) for option in LAYERS[name][1]})

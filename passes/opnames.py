@@ -10,10 +10,32 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-_OPERATORS = (
-    "getitem add sub mul truediv floordiv mod pow neg pos abs and_ or_ xor not_ eq ne lt le gt ge lshift rshift".split()
-)
-_SYMBOLIC = "sym_float sym_int sym_max sym_min sym_not sym_ite sym_sum sym_sqrt".split()
+_OPERATORS = [
+    "getitem",
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "neg",
+    "pos",
+    "abs",
+    "and_",
+    "or_",
+    "xor",
+    "not_",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "lshift",
+    "rshift",
+]
+_SYMBOLIC = ["sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum", "sym_sqrt"]
 _FORBIDDEN = frozenset({"from_file"})
 """ATen operations that touch the file system."""
 

@@ -1,12 +1,14 @@
-"""From the graph of `torch.export` to one of layers: calls with weights become `call_module` nodes on real `nn` modules.
+"""From the graph of `torch.export` to one of layers: calls with weights become calls of real `nn` modules.
 
-An exported graph calls `aten.conv2d(x, weight, bias, …)` on parameters that hang in empty containers, with the mode of batch norm
-and dropout baked in as an argument. Here every such call becomes a call of an `nn` module that holds the same parameter objects
-under the user's own names, so that `.train()`, `.eval()` and rewrites of layers work. All else stays an ATen call.
+An exported graph calls `aten.conv2d(x, weight, bias, …)` on parameters that hang in empty containers, with the mode of
+batch norm and dropout baked in as an argument. Here every such call becomes a call of an `nn` module that holds the
+same parameter objects under the user's own names, so that `.train()`, `.eval()` and rewrites of layers work. All else
+stays an ATen call.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,6 +108,9 @@ class _Rebuild:
         if node not in self.nodes:
             name = str(node.target)
             if name not in self.tensors:
+                # Tensors that forward makes from numbers hang in the exported graph as plain attributes.
+                self.tensors[name] = operator.attrgetter(name)(self.exported)
+            if not isinstance(self.tensors[name], Tensor):
                 raise UnsupportedError(
                     "the model holds a constant that is no tensor",
                     where=name,
@@ -168,7 +173,7 @@ class _Rebuild:
         return path
 
     def preferred_path(self, layer: Layer, tensors: Mapping[str, Tensor], stack_path: str) -> str:
-        """The user's name of the layer: the module that was called, else the one that owns the weight, else a new name."""
+        """The user's name of the layer: the module that was called, else the weight's owner, else a new name."""
         if not tensors:
             known = type(self.module_at(stack_path)).__name__ == layer.spec.type and stack_path
             return stack_path if known else self.fresh(stack_path, layer.spec.type.lower())

@@ -1,7 +1,7 @@
 """Programs on disk: `graph.json`, `weights.safetensors` and `examples.safetensors`. No pickle, no class of the user's.
 
-`graph.json` holds the nodes, the hyper-parameters of the layers, the signature and a digest of the tensor files; the weights are
-stored under their dotted names, a tensor with several names once. Files of equal programs are equal.
+`graph.json` holds the nodes, the hyper-parameters of the layers, the signature and a digest of the tensor files; the
+weights are stored under their dotted names, a tensor with several names once. Files of equal programs are equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Consistency of a program: what has to hold after every rewrite. A violation is a bug of ours, never a fault of the user's."""
+"""Consistency of a program: what has to hold after every rewrite. A violation is a bug of ours, not the user's."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class InvalidProgram(Exception):
 def verify(program: Program) -> None:
     """Checks a program.
 
-    The graph is well-formed and holds no dead node; it calls known operations and layers of known types; every layer, parameter and
-    buffer is used; tensors have the shapes that their layers' attributes say; shapes fit at the example's batch size and, where the
-    batch is dynamic, at another one.
+    The graph is well-formed and holds no dead node; it calls known operations and layers of known types; every layer,
+    parameter and buffer is used; tensors have the shapes that their layers' attributes say; shapes fit at the example's
+    batch size and, where the batch is dynamic, at another one.
 
     Raises:
         InvalidProgram: The first thing that does not hold.
