@@ -25,7 +25,7 @@ class GroupPlan:
     Attributes:
         width: Units of the group.
         removed: Units that go, least sensitive first.
-        delta_loss: Predicted rise of the loss: the sum over the removed units (a sum of scores if the method has no loss).
+        delta_loss: Predicted rise of the loss, summed over the removed units (of scores, if the method has no loss).
         std_error: Its standard error: the root of the sum of squares.
         params: Change of the parameters if only this group were cut; zero or negative.
         macs: The same for multiply-accumulates.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ def save(plan: Plan, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(dumps(plan), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise UserError("the plan cannot be written", where=str(path), why=str(error)) from None
 
@@ -163,9 +162,9 @@ def _read_group(raw: Any, where: str) -> GroupPlan:
         )
     if kept is not None and kept != width - len(removed):
         raise UserError(
-            f"keep and removed disagree: keep is {kept}/{width}, and {len(removed)} listed units leave {width - len(removed)}",
+            f"keep and removed disagree: keep is {kept}/{width}, removed leaves {width - len(removed)}",
             where=where,
-            why="removed decides",
+            why=f"removed decides, and lists {len(removed)} units",
             hint=_reconcile(kept, width, removed),
         )
     delta_loss, std_error = _read_estimate(line.get("delta_loss", "0 ± 0"), where)
@@ -187,9 +186,10 @@ def _reconcile(kept: int, width: int, removed: list[int]) -> str:
         return f"keep lies between 1 and {width}"
     if wanted == 0:
         return f"to keep all: action: keep, keep: {width}/{width}, and no removed"
+    as_listed = f"; or, to remove what is listed, keep: {width - len(removed)}/{width}"
     if wanted < len(removed):
-        return f"to keep {kept}: removed: {removed[:wanted]}; to keep this list: keep: {width - len(removed)}/{width}"
-    return f"to keep {kept}, add {wanted - len(removed)} units to removed; to keep this list: keep: {width - len(removed)}/{width}"
+        return f"to keep {kept}, removed: {removed[:wanted]}{as_listed}"
+    return f"to keep {kept}, add {wanted - len(removed)} units to removed{as_listed}"
 
 
 def _read_keep(text: Any, where: str) -> tuple[int | None, int]:

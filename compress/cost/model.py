@@ -61,8 +61,8 @@ class _Layer:
 class CostModel:
     """Cost as a function of group widths, without rewriting anything.
 
-    The size of a tensor's axis is a constant plus, for each group that lies on it, width × multiplicity. Parameters are sums of
-    products of axis sizes, and so are multiply-accumulates.
+    The size of a tensor's axis is a constant plus, for each group that lies on it, width × multiplicity. Parameters
+    are sums of products of axis sizes, and so are multiply-accumulates.
 
     Attributes:
         groups: Names of the groups, in the program's order.
@@ -203,11 +203,13 @@ def _layers(program: Program) -> list[_Layer]:
     """Every use of a convolution or linear layer."""
     found = []
     for node in program.graph.nodes:
-        module = program.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op != "call_module":
+            continue
+        module = program.graph_module.get_submodule(str(node.target))
         if isinstance(module, nn.Linear):
             found.append(_Layer(module.weight, node, (*_shape(node)[:-1], 1)))
         elif isinstance(module, _ConvNd):
-            # Each element of a transposed kernel is used once for every input position, otherwise for every output position.
+            # Each element of a transposed kernel is used once for every input position, else for every output position.
             at = node.all_input_nodes[0] if isinstance(module, _ConvTransposeNd) else node
             shape = _shape(at)
             channel = len(shape) - len(module.kernel_size) - 1

@@ -1,4 +1,4 @@
-"""Greedy search: cut where the least predicted loss buys the most of what is still over budget, then give back what fits."""
+"""Greedy search: cut where the least predicted loss buys the most, until the budgets hold; then give back what fits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from .problem import Problem
 def greedy(problem: Problem) -> np.ndarray:
     """Chooses widths by predicted loss for cost saved.
 
-    Every move takes one group to its next allowed width; its gain is the share of each overrun that it removes (never more
-    than is left of it), summed over the budgets that do not hold yet. The move with the least predicted loss per gain is taken
-    until all budgets hold. Then units are given back, dearest loss first, as long as they fit.
+    Every move takes one group to its next allowed width; its gain is the share of each overrun that it removes (never
+    more than is left of it), summed over the budgets that do not hold yet. The move with the least predicted loss per
+    gain is taken until all budgets hold. Then units are given back, dearest loss first, as long as they fit.
 
-    Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price would
-    prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest gain goes first.
+    Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price
+    would prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest
+    gain goes first.
 
     Args:
         problem: One whose smallest widths are within the limits.
@@ -56,8 +57,8 @@ def give_back(problem: Problem, position: np.ndarray) -> np.ndarray:
 def threshold(problem: Problem) -> np.ndarray:
     """HAP's order: one threshold on the sensitivity of all units of all groups.
 
-    Each group keeps the units above the threshold, rounded up to its next allowed width; the lowest threshold at which all
-    budgets hold is taken.
+    Each group keeps the units above the threshold, rounded up to its next allowed width; the lowest threshold at which
+    all budgets hold is taken.
 
     Args:
         problem: One whose smallest widths are within the limits.

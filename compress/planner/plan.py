@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, floor as round_down, isfinite
+from math import ceil, isfinite
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from .problem import Choice, Problem, make_choices, widths_by_name
 PLANNERS: Mapping[str, Callable[[Problem], np.ndarray]] = {"gain": greedy, "sensitivity": threshold}
 """Search strategies by name: from a feasible problem to the position of each group in its allowed widths."""
 
-_PLANNED = ("params", "macs")
+_WORDS = {"params": "parameters", "macs": "multiply-accumulates"}
+"""The budgets that can be planned for, in the order of `CostModel.costs`."""
 
 
 def plan(
@@ -66,18 +67,11 @@ def plan(
     amounts = _amounts(budget)
     model = CostModel.of(program)
     dense = model.dense
-    limits = np.array([_limit(amounts.get(name), getattr(dense, name)) for name in _PLANNED], dtype=np.int64)
+    limits = np.array([_limit(amounts.get(name), getattr(dense, name)) for name in _WORDS], dtype=np.int64)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     problem = Problem(choices, model, limits)
-    if not choices:
-        position = np.zeros(0, dtype=np.int64)
-        smallest = dense
-    else:
-        smallest = model.cost(widths_by_name(problem, problem.last))
-    _check_feasible(amounts, dense, smallest)
-    if choices:
-        position = PLANNERS[by](problem)
-    widths = widths_by_name(problem, position)
+    _check_feasible(amounts, dense, model.cost(widths_by_name(problem, problem.last)))
+    position = PLANNERS[by](problem)
     groups = {c.group.name: _decide(c, int(p), model, dense) for c, p in zip(choices, position, strict=True)}
     seed = sensitivity.facts.get("seed")
     return Plan(
@@ -89,7 +83,7 @@ def plan(
         settings={"by": by, "floor": floor, "align": target.align_int8, "ignore": list(ignore)},
         program=fingerprint(program.groups),
         dense=dense,
-        planned=model.cost(widths),
+        planned=model.cost(widths_by_name(problem, position)),
         delta_loss=_rounded(sum(group.delta_loss for group in groups.values())),
         std_error=_rounded(sum(group.std_error**2 for group in groups.values()) ** 0.5),
         groups=groups,
@@ -98,7 +92,7 @@ def plan(
 
 def _amounts(budget: Budget) -> dict[str, Amount]:
     """The budgets to plan for."""
-    amounts = {name: amount for name in _PLANNED if (amount := budget.amount(name)) is not None}
+    amounts = {name: amount for name in _WORDS if (amount := budget.amount(name)) is not None}
     if amounts:
         return amounts
     given = ", ".join(budget.given())
@@ -111,35 +105,26 @@ def _amounts(budget: Budget) -> dict[str, Amount]:
 
 
 def _limit(amount: Amount | None, dense: int) -> int:
-    return dense if amount is None else round_down(amount.of(dense) + 1e-6)
+    return dense if amount is None else int(amount.of(dense) + 1e-6)
 
 
 def _check_feasible(amounts: Mapping[str, Amount], dense: Cost, smallest: Cost) -> None:
-    words = {"params": "parameters", "macs": "multiply-accumulates"}
-    failed = {n: a for n, a in amounts.items() if getattr(smallest, n) > _limit(a, getattr(dense, n))}
-    if not failed:
-        return
-    reached = {name: (getattr(smallest, name), getattr(dense, name)) for name in failed}
-    raise BudgetError(
-        f"the budget on {' and '.join(words[name] for name in failed)} cannot be met",
-        where=", ".join(
-            f"budget {name} {_typed(amount, amount.of(dense_of))}"
-            for name, amount in failed.items()
-            for dense_of in [reached[name][1]]
-        ),
-        why="; ".join(
-            f"with every group at its floor {least:,} of {whole:,} {words[name]} remain ({100 * least / whole:.2f}%)"
-            for name, (least, whole) in reached.items()
-        ),
-        hint="the nearest that can: "
-        + " ".join(f"--max-{name} {_nearest(amount, *reached[name])}" for name, amount in failed.items())
-        + "; or a lower floor, or fewer ignored groups",
-    )
-
-
-def _typed(amount: Amount, value: float) -> str:
-    """The budget in words."""
-    return f"{100 * amount.value:g}%" if amount.relative else f"{value:,.0f}"
+    """Refuses budgets that do not hold even with every group at its floor."""
+    names, asked, reached, nearest = [], [], [], []
+    for name, amount in amounts.items():
+        whole, least = getattr(dense, name), getattr(smallest, name)
+        if least > _limit(amount, whole):
+            names.append(_WORDS[name])
+            asked.append(f"{name}: {100 * amount.value:g}%" if amount.relative else f"{name}: {amount.value:,.0f}")
+            reached.append(f"{least:,} of {whole:,} {_WORDS[name]} remain ({100 * least / whole:.2f}%)")
+            nearest.append(f"--max-{name} {_nearest(amount, least, whole)}")
+    if names:
+        raise BudgetError(
+            f"the budget on {' and '.join(names)} cannot be met",
+            where=f"budget {', '.join(asked)}",
+            why=f"with every group at its floor, {' and '.join(reached)}",
+            hint=f"the nearest that can: {' '.join(nearest)}; or a lower floor, or fewer ignored groups",
+        )
 
 
 def _nearest(amount: Amount, least: int, dense: int) -> str:
@@ -161,7 +146,7 @@ def _decide(choice: Choice, position: int, model: CostModel, dense: Cost) -> Gro
         return GroupPlan(group.width, reason="any cut costs more than cuts elsewhere")
     removed = choice.order[: group.width - width]
     alone = model.cost({group.name: width})
-    at_floor = position == len(choice.widths) - 1
+    further = float(choice.rise[position + 1] - choice.rise[position]) if position + 1 < len(choice.widths) else None
     return GroupPlan(
         width=group.width,
         removed=tuple(int(unit) for unit in removed),
@@ -169,9 +154,7 @@ def _decide(choice: Choice, position: int, model: CostModel, dense: Cost) -> Gro
         std_error=_rounded(float(np.sqrt((choice.scores.std_error[removed] ** 2).sum()))),
         params=alone.params - dense.params,
         macs=alone.macs - dense.macs,
-        reason="cut to its floor"
-        if at_floor
-        else f"a further cut would cost {_rounded(float(choice.rise[position + 1] - choice.rise[position])):g}",
+        reason="cut to its floor" if further is None else f"a further cut would cost {_rounded(further):g}",
     )
 
 

@@ -1,4 +1,4 @@
-"""The planning problem: how wide every group may become, what each width is predicted to cost in loss, and the limits."""
+"""The planning problem: the widths that every group may have, the loss predicted for each, and the limits."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Problem:
-    """Choose one allowed width a group, so that the cost stays within the limits at the least predicted rise of the loss.
+    """One allowed width a group is to be chosen: cost within the limits, at the least predicted rise of the loss.
 
     Attributes:
         choices: One a group, in the program's order.
         model: Cost as a function of the widths.
-        limits: int64 [2]: limits on parameters and multiply-accumulates; the cost of the dense model where there is none.
+        limits: int64 [2]: limits on parameters and multiply-accumulates; the dense model's cost where there is none.
     """
 
     choices: tuple[Choice, ...]
@@ -74,7 +74,7 @@ class Problem:
 
     def fits(self, positions: np.ndarray) -> np.ndarray:
         """Whether positions [choices, groups] are within the limits."""
-        return (self.costs(positions) <= self.limits).all(axis=1)
+        return np.all(self.costs(positions) <= self.limits, axis=1)
 
 
 def make_choices(
@@ -147,8 +147,7 @@ def _choice(
 def grid_step(group: Group, align: int) -> int:
     """Units by which a group may shrink so that the axes it is computed on stay multiples of `align`.
 
-    A unit that takes several positions of each such axis (a grouped convolution) needs a coarser grid of positions, so a
-    finer one of units.
+    Where a unit takes several positions of each such axis (a grouped convolution), fewer units make a step.
     """
     multiplicity = gcd(*(member.index.shape[1] for member in group.producers)) or 1
     return align // gcd(align, multiplicity)

@@ -1,9 +1,9 @@
-"""HAP: the relative Hessian trace of every unit (Yu, Yao, Gholami et al., "Hessian-Aware Pruning and Optimal Neural Implant", WACV 2022)."""
+"""HAP: the relative Hessian trace (Yu et al., "Hessian-Aware Pruning and Optimal Neural Implant", WACV 2022)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,9 +41,10 @@ def estimate(request: Request) -> Sensitivity:
     """½ · Tr(H_pp) / |p| · ‖w_p‖², summed over the weight slices p that produce a unit.
 
     That is the second-order Taylor term ½ w_pᵀ H_pp w_p of removing p at a point where the gradient is zero, with H_pp
-    replaced by the multiple of the identity that has the same trace. HAP's code drops the ½ and prunes every convolution by
-    itself; here the ½ stays, so that the numbers are rises of the loss, and a unit that several layers produce (residual
-    ties) has the sum of their terms. As in HAP there is no absolute value and no clamp: a trace may come out negative.
+    replaced by the multiple of the identity that has the same trace. HAP's code drops the ½ and prunes every
+    convolution by itself; here the ½ stays, so that the numbers are rises of the loss, and a unit that several layers
+    produce (residual ties) has the sum of their terms. As in HAP there is no absolute value and no clamp: a trace may
+    come out negative.
 
     Traces are Hutchinson's: v_pᵀ (Hv)_p with one Rademacher vector v over all producing weights at once, batch norm in
     evaluation mode, in the precision of the weights. H is the Hessian of the mean loss over the samples; a probe's
@@ -147,7 +148,7 @@ def _gradients(request: Request, batch: Batch, tensors: Sequence[Tensor]) -> tup
 
 
 def _probe(gradients: Sequence[Tensor | None], tensors: Sequence[Tensor], seed: int, probe: int) -> list[Tensor]:
-    """v ∘ Hv for one Rademacher vector v over all tensors; each of the shape of its tensor."""
+    """The products v ∘ Hv of one Rademacher vector v over all tensors; each of the shape of its tensor."""
     state = np.random.SeedSequence([seed, probe]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> 1))
     signs = [
@@ -174,13 +175,13 @@ def _scores(estimates: np.ndarray, groups: Sequence[Group]) -> Mapping[str, Scor
 
 
 @contextmanager
-def _differentiable(module: nn.Module, tensors: Iterator[Tensor] | Sequence[Tensor] | object) -> Iterator[None]:
+def _differentiable(module: nn.Module, tensors: Iterable[Tensor]) -> Iterator[None]:
     """Evaluation mode, and gradients for these tensors only; puts everything back."""
     flags = [(p, p.requires_grad) for p in module.parameters()]
     with eval_mode(module), torch.enable_grad():
         try:
             module.requires_grad_(False)
-            for tensor in tensors:  # type: ignore[union-attr]
+            for tensor in tensors:
                 tensor.requires_grad_(True)
             yield
         finally:

@@ -12,8 +12,8 @@ from .table import Scores, Sensitivity
 def estimate(request: Request) -> Sensitivity:
     """Mean square of the weights that produce a unit, over all producers of its group together.
 
-    The mean, not the sum: a unit of a wide layer is not more important for having more weights. Needs no data. The score ranks; it
-    is no loss.
+    The mean, not the sum: a unit of a wide layer is not more important for having more weights. Needs no data. The
+    score ranks; it is no loss.
 
     Raises:
         UserError: A weight is NaN or infinite.

@@ -11,7 +11,7 @@ from .table import Scores, Sensitivity
 
 
 def estimate(request: Request) -> Sensitivity:
-    """Uniform scores in [0, 1), fixed by the seed and the name of the group. Needs no data; the score ranks and is no loss."""
+    """Uniform scores in [0, 1), fixed by the seed and the name of the group; no loss, and no data needed."""
     groups = {}
     for group in request.groups:
         name = int.from_bytes(hashlib.sha256(group.name.encode()).digest()[:8], "little")

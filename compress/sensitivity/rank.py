@@ -18,7 +18,7 @@ METHODS: Mapping[str, Callable[..., Sensitivity]] = {
     "magnitude": magnitude.estimate,
     "random": random_score.estimate,
 }
-"""Estimators by name: `estimate(request, **options) -> Sensitivity`; keyword-only arguments are the method's own options."""
+"""Estimators by name: `estimate(request, **options) -> Sensitivity`; keyword-only arguments are their own options."""
 
 
 def rank(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +68,7 @@ class Sensitivity:
         partial = path.with_name(path.name + ".partial")
         try:
             partial.write_bytes(save(arrays, metadata={"sensitivity": json.dumps(header)}))
-            os.replace(partial, path)
+            partial.replace(path)
         except OSError as error:
             raise UserError("the sensitivities cannot be written", where=str(path), why=str(error)) from None
 
