@@ -65,11 +65,11 @@ def slice_tensors(graph_module: nn.Module, positions: Mapping[str, Mapping[int, 
     for module in graph_module.modules():
         for store in (module._parameters, module._buffers):
             for attribute, tensor in store.items():
-                name = names.get(id(tensor)) if tensor is not None else None
-                if name in positions:
-                    if name not in smaller:
-                        smaller[name] = sliced(tensor, positions[name])
-                    store[attribute] = smaller[name]  # type: ignore[assignment]
+                if tensor is None or (name := names[id(tensor)]) not in positions:
+                    continue
+                if name not in smaller:
+                    smaller[name] = sliced(tensor, positions[name])
+                store[attribute] = smaller[name]  # type: ignore[assignment]
 
 
 def sliced(tensor: Tensor, positions: Mapping[int, np.ndarray]) -> Tensor:

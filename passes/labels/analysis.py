@@ -94,6 +94,7 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
     first_unit = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
 
     refusals = [flow.freezes[i].refused if i >= 0 else None for i in reason[by_group[first_unit[:-1]]]]
+    refusals = [r or (_ALONE if width == 1 else None) for r, width in zip(refusals, widths, strict=True)]
     return Analysis(
         groups=_groups(flow, unit_of, first_unit, refusals),
         values={node.name: value for node, value in flow.values.items()},
@@ -106,6 +107,9 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
         reads=frozenset((use.tensor, use.axis) for use in flow.uses if use.role is Role.CONSUME),
         rules=rules,
     )
+
+
+_ALONE = Refused("it is a single unit, and an axis of width 0 computes nothing")
 
 
 def _each_labels(flow: Flow) -> Iterator[tuple[Any, Labels]]:

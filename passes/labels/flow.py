@@ -49,7 +49,7 @@ class Flow:
         values: Labels by node; a tuple of labels for several outputs, None for what is no tensor.
         edges: Pairs of int64 arrays of equal shape: these labels are the same channel.
         freezes: Labels that must stay.
-        splits: Labels that a reshape spread over several axes, with the axis that should shrink if nothing else decides.
+        splits: Labels that a reshape spread over several axes, with the axis that shrinks if nothing else decides.
         uses: Axes of parameters and buffers, in graph order.
         elements: Labels of free parameters and buffers (`get_attr`), by canonical name.
     """

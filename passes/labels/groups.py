@@ -44,8 +44,9 @@ class Member:
 class Group:
     """Units that play the same role everywhere in the network, so that only their number decides the shapes.
 
-    Units are in the same group if they lie on exactly the same axes (with the same multiplicity). The width of an axis is
-    the sum over the groups on it of `width * multiplicity`; aligned groups therefore give aligned axes.
+    Units are in the same group if they lie on exactly the same axes, of tensors and of values, with the same
+    multiplicity. The width of an axis is the sum over the groups on it of `width * multiplicity`; aligned groups
+    therefore give aligned axes.
 
     Attributes:
         name: Module path of the first producer (unique within a program).

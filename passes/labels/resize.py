@@ -35,7 +35,7 @@ class Resize:
         return self.graph_module.get_submodule(str(node.target))
 
     def masks(self, node: fx.Node) -> Any:
-        """Per axis a bool tensor of the positions that stay, or None where all do; a tuple of these for several outputs."""
+        """Per axis a bool tensor of the positions that stay, None if all do; a tuple of these for several outputs."""
         if node not in self._masks:
             value = self._values[node.name]
             parts = tuple(map(self._remaining, value)) if isinstance(value, tuple) else self._remaining(value)
@@ -101,7 +101,7 @@ class Resize:
             return none
         masks: list[torch.Tensor | None] = list(none)
         for axis in labels.axes:
-            slabs = gone.movedim(axis, 0).flatten(1).all(1)
+            slabs = gone.movedim(axis, 0).reshape(gone.shape[axis], -1).all(1)
             if bool(slabs.any()):
                 masks[axis] = ~slabs
         if sum(m is not None for m in masks) != 1:

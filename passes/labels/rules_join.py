@@ -49,7 +49,7 @@ def pad_amounts(node: fx.Node, rank: int) -> list[tuple[int, int]]:
 
 
 def flow_pad(flow: Flow, node: fx.Node) -> Labels:
-    """Constant padding. On an axis of channels the new positions are channels of their own, which this operation makes."""
+    """Constant padding. On an axis of channels the new positions are channels too, which this operation makes."""
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
     padded = [(a, pad) for a, pad in enumerate(pad_amounts(node, len(shape))) if pad != (0, 0) and a in labels.axes]
     if not padded:

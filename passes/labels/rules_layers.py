@@ -56,7 +56,9 @@ def tie(flow: Flow, node: fx.Node, ids: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return ids
     rows = ids.reshape(groups, -1)
-    return flow.same(rows[:1], rows, node, "a grouped convolution reads it together with fixed channels").amax(0)
+    return flow.same(
+        rows[:1], rows, node, "it is used together with fixed channels at the same position of other groups"
+    ).amax(0)
 
 
 def rewrite_conv(resize: Resize, node: fx.Node) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import UserError
-from .flow import Flow
+from .flow import Flow, attribute_of
 from .resize import Resize
 from .rule import Key, Rule, arguments, concrete, op_name, set_argument
 from .rules_layers import tie
@@ -47,10 +47,7 @@ def rewrite_sizes(resize: Resize, node: fx.Node) -> None:
     """Sizes of view, reshape, expand, zeros …."""
     values = arguments(node)
     name = "size" if "size" in values else "shape"
-    sizes = list(values[name])
-    leading = len(resize.shape(node)) - len(sizes)
-    if leading == 0:
-        resize.resize_argument(node, name, sizes)
+    resize.resize_argument(node, name, values[name])
 
 
 def rewrite_unflatten(resize: Resize, node: fx.Node) -> None:
@@ -75,11 +72,6 @@ def rewrite_squeeze(resize: Resize, node: fx.Node) -> None:
 # Parts of one axis.
 
 
-def flow_slice(flow: Flow, node: fx.Node) -> Any:
-    """`slice`: some positions of one axis."""
-    return flow_view_op(flow, node)
-
-
 def rewrite_slice(resize: Resize, node: fx.Node) -> None:
     """Start, end and step in the new positions.
 
@@ -100,6 +92,16 @@ def rewrite_slice(resize: Resize, node: fx.Node) -> None:
         node.args, node.kwargs = (source, axis, int(kept[0]), int(kept[-1]) + 1, stride), {}
     else:
         gather(resize, node, source, axis, kept)
+
+
+def rewrite_narrow(resize: Resize, node: fx.Node) -> None:
+    """As the slice that it is."""
+    values = arguments(node)
+    start, length = concrete((values["start"], values["length"]))
+    source = node.all_input_nodes[0]
+    start %= resize.old_shape(source)[values["dim"]]
+    node.target, node.args, node.kwargs = aten.slice.Tensor, (source, values["dim"], start, start + length), {}
+    rewrite_slice(resize, node)
 
 
 def gather(resize: Resize, node: fx.Node, source: fx.Node, axis: int, positions: Tensor) -> None:
@@ -155,8 +157,6 @@ def flow_getitem(flow: Flow, node: fx.Node) -> Any:
 
 def flow_index_select(flow: Flow, node: fx.Node) -> Labels:
     """Selection by a constant index (a buffer)."""
-    from .flow import attribute_of
-
     values = arguments(node)
     labels, index = flow.labels(values["self"]), values["index"]
     axis = values["dim"] % len(labels.shape)
@@ -171,8 +171,6 @@ def flow_index_select(flow: Flow, node: fx.Node) -> Labels:
 
 def rewrite_index_select(resize: Resize, node: fx.Node) -> None:
     """The index in the new positions, in a buffer of its own."""
-    from .flow import attribute_of
-
     values = arguments(node)
     source = values["self"]
     axis = values["dim"] % len(resize.old_shape(source))
@@ -188,7 +186,7 @@ def rewrite_index_select(resize: Resize, node: fx.Node) -> None:
 
 
 def flow_expand(flow: Flow, node: fx.Node) -> Labels:
-    """Expand. A value without channels that is widened along one axis may be widened to any size: new channels there."""
+    """Expand. A value without channels that is widened along one axis may get any width: new channels there."""
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
     if labels.labelled:
         return moved(labels, lambda ids: ids.expand(shape))
@@ -199,11 +197,6 @@ def flow_expand(flow: Flow, node: fx.Node) -> Labels:
     return Labels.on_axis(shape, grown[0], flow.fresh(shape[grown[0]]))
 
 
-def flow_expand_as(flow: Flow, node: fx.Node) -> Labels:
-    """Expand to the shape of another value, which decides the channels."""
-    return flow.unify(node, [flow.labels(n) for n in node.args])  # type: ignore[arg-type]
-
-
 def flow_repeat(flow: Flow, node: fx.Node) -> Labels:
     """Repetition of whole axes."""
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
@@ -211,6 +204,17 @@ def flow_repeat(flow: Flow, node: fx.Node) -> Labels:
     ids = labels.ids.reshape([1] * lead + list(labels.ids.shape))
     times = [size // n if n > 1 else 1 for size, n in zip(shape, ids.shape, strict=True)]
     return Labels(ids.repeat(times), shape)
+
+
+def flow_repeat_interleave(flow: Flow, node: fx.Node) -> Any:
+    """Every position of an axis several times in a row."""
+    labels, values = flow.labels(node.all_input_nodes[0]), arguments(node)
+    dim, times = values.get("dim"), values.get("repeats")
+    if dim is None or not isinstance(times, int):
+        flow.freeze(labels.ids, node, "its channels are repeated unevenly")
+        return Labels.none(flow.shape(node))
+    ids = labels.ids.repeat_interleave(times, dim) if dim % len(labels.shape) in labels.axes else labels.ids
+    return Labels(ids, flow.shape(node))
 
 
 def flow_flip(flow: Flow, node: fx.Node) -> Labels:
@@ -224,14 +228,11 @@ def flow_flip(flow: Flow, node: fx.Node) -> Labels:
 
 def flow_pixel_shuffle(flow: Flow, node: fx.Node) -> Labels:
     """[N, C r², H, W] to [N, C, rH, rW]: the r² channels of an output channel are one unit."""
-    return _depth_to_space(flow, node, arguments(node)["upscale_factor"])
-
-
-def _depth_to_space(flow: Flow, node: fx.Node, factor: int) -> Labels:
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
     channel = len(shape) - 3
-    ids = flow.only_along(node, labels, channel).reshape(-1, factor * factor)
-    return Labels.on_axis(shape, channel, tie(flow, node, ids.t().reshape(-1), factor * factor))
+    parts = arguments(node)["upscale_factor"] ** 2
+    ids = flow.only_along(node, labels, channel).reshape(-1, parts)
+    return Labels.on_axis(shape, channel, tie(flow, node, ids.t().reshape(-1), parts))
 
 
 def flow_pixel_unshuffle(flow: Flow, node: fx.Node) -> Labels:
@@ -243,19 +244,20 @@ def flow_pixel_unshuffle(flow: Flow, node: fx.Node) -> Labels:
 
 
 def flow_channel_shuffle(flow: Flow, node: fx.Node) -> Labels:
-    """[N, g n, …] seen as [g, n] and transposed: groups stay, the channels at one position of every group are one unit."""
+    """[N, g n, …] seen as [g, n] and transposed: the channels at one position of every group are one unit."""
     labels, groups = flow.labels(node.all_input_nodes[0]), arguments(node)["groups"]
     ids = flow.only_along(node, labels, 1)
     row = tie(flow, node, ids, groups)
     return Labels.on_axis(labels.shape, 1, row.repeat_interleave(groups))
 
 
-VIEW_NAMES = """permute transpose t movedim moveaxis swapaxes swapdims unsqueeze unbind adjoint numpy_T mT narrow"""
+VIEW_NAMES = """permute transpose t movedim moveaxis swapaxes swapdims unsqueeze unbind adjoint numpy_T mT"""
 
 MOVEMENT: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_view_op) for name in VIEW_NAMES.split()},
     "aten.squeeze": Rule(flow_view_op, rewrite_squeeze),
-    "aten.slice": Rule(flow_slice, rewrite_slice),
+    "aten.slice": Rule(flow_view_op, rewrite_slice),
+    "aten.narrow": Rule(flow_view_op, rewrite_narrow),
     "aten.select": Rule(flow_view_op, rewrite_select),
     **{f"aten.{name}": Rule(flow_view_op, rewrite_split) for name in ("chunk", "split", "split_with_sizes")},
     "_operator.getitem": Rule(flow_getitem),
@@ -268,8 +270,8 @@ MOVEMENT: dict[Key, Rule] = {
     "aten.reshape_as": Rule(flow_reshape),
     "aten.unflatten": Rule(flow_reshape, rewrite_unflatten),
     "aten.expand": Rule(flow_expand, rewrite_sizes),
-    "aten.expand_as": Rule(flow_expand_as),
     "aten.repeat": Rule(flow_repeat),
+    "aten.repeat_interleave": Rule(flow_repeat_interleave),
     "aten.flip": Rule(flow_flip),
     "aten.index_select": Rule(flow_index_select, rewrite_index_select),
     "aten.pixel_shuffle": Rule(flow_pixel_shuffle),

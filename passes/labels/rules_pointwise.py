@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
 
-from .flow import Flow, is_tensor, op_name_of, unlabelled
+from .flow import Flow, is_tensor, unlabelled
 from .rule import Key, Rule, arguments
 from .values import Labels
 
 POINTWISE_NAMES = """
-    abs add addcdiv addcmul alias bitwise_and bitwise_not bitwise_or bitwise_xor celu ceil clamp clamp_max clamp_min clone
-    contiguous copy copysign cos cosh deg2rad detach div divide dropout elu eq erf erfc exp exp2 expm1 expand_as fill floor
-    floor_divide floor_power fmod frac full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot
-    isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logical_and logical_not
-    logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative ones_like
-    positive pow reciprocal relu relu6 remainder round rsqrt rsub rrelu selu sgn sigmoid sign silu sin sinh softplus
-    softshrink softsign sqrt square sub subtract tan tanh tanhshrink threshold to true_divide trunc type_as where zero
-    zeros_like _to_copy feature_dropout alpha_dropout feature_alpha_dropout rand_like randn_like empty_like
-    fake_quantize_per_tensor_affine
+    abs add addcdiv addcmul alias alpha_dropout bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp
+    clamp_max clamp_min clone contiguous copy copysign cos cosh deg2rad detach div divide dropout elu empty_like
+    eq erf erfc exp exp2 expand_as expm1 fake_quantize_per_tensor_affine feature_alpha_dropout feature_dropout
+    fill floor floor_divide floor_power fmod frac full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh
+    heaviside hypot isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid
+    logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
+    nan_to_num ne neg negative ones_like positive pow rand_like randn_like reciprocal relu relu6 remainder round
+    rrelu rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square sub subtract
+    tan tanh tanhshrink threshold to _to_copy true_divide trunc type_as where zero zeros_like
 """
 
 
 def flow_pointwise(flow: Flow, node: fx.Node) -> Labels | None:
     """Unifies the labels of all tensor operands, broadcast against each other."""
-    operands = [n for n in tensor_inputs(node) if is_tensor(n)]
+    operands = [n for n in node.all_input_nodes if is_tensor(n)]
     if not operands or not is_tensor(node):
         return unlabelled(node)
     return flow.unify(node, [flow.labels(n) for n in operands])
-
-
-def tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:
-    """Input nodes in the order of the arguments, repeated ones once."""
-    yield from node.all_input_nodes
 
 
 def flow_prelu_op(flow: Flow, node: fx.Node) -> Labels:
@@ -61,13 +55,6 @@ def flow_maximum_or_reduction(flow: Flow, node: fx.Node) -> Any:
     return flow_pointwise(flow, node) if "other" in arguments(node) else flow_reduce(flow, node)
 
 
-def flow_like_with_size(flow: Flow, node: fx.Node) -> Labels:
-    """Operations on a view of another dtype change the last axis: what they touch must stay."""
-    labels = flow.labels(node.all_input_nodes[0])
-    flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} reinterprets its elements")
-    return Labels.none(flow.shape(node))
-
-
 POINTWISE: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_pointwise) for name in POINTWISE_NAMES.split()},
     "aten.prelu": Rule(flow_prelu_op),
@@ -79,24 +66,5 @@ POINTWISE: dict[Key, Rule] = {
     "aten._assert_tensor_metadata": Rule(flow_nothing),
     "aten._assert_scalar": Rule(flow_nothing),
     "aten._assert_async": Rule(flow_nothing),
-    **{
-        f"_operator.{name}": Rule(flow_nothing)
-        for name in (
-            "add",
-            "sub",
-            "mul",
-            "floordiv",
-            "truediv",
-            "mod",
-            "neg",
-            "eq",
-            "ne",
-            "le",
-            "lt",
-            "ge",
-            "gt",
-            "pow",
-        )
-    },
 }
 """Rules of elementwise operations."""

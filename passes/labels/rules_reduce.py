@@ -11,9 +11,9 @@ from .rule import Key, Rule, arguments, concrete
 from .values import Labels
 
 REDUCE_NAMES = """mean sum amax amin prod var std all any logsumexp norm linalg_vector_norm argmax argmin nansum nanmean
-    var_mean std_mean aminmax median count_nonzero max min"""
+    var_mean std_mean aminmax median count_nonzero"""
 
-ALONG_NAMES = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort argsort logcumsumexp glu topk"
+ALONG_NAMES = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort argsort logcumsumexp topk"
 
 POOLS = {
     1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
@@ -54,6 +54,16 @@ def flow_along(flow: Flow, node: fx.Node) -> Any:
     return _like_outputs(node, labels.ids)
 
 
+def flow_glu(flow: Flow, node: fx.Node) -> Labels:
+    """Gated linear unit: the first half of an axis times a gate of the second half, pairwise one channel."""
+    labels, values = flow.labels(node.all_input_nodes[0]), arguments(node)
+    axis = values["dim"] % len(labels.shape)
+    if axis not in labels.axes:
+        return Labels(labels.ids, flow.shape(node))
+    first, second = labels.ids.chunk(2, axis)
+    return Labels(flow.same(first, second, node, "a gate joins it with a fixed channel"), flow.shape(node))
+
+
 def pool_rule(spatial: int) -> Rule:
     """Rule of an operation over the last `spatial` axes."""
 
@@ -78,6 +88,7 @@ def _like_outputs(node: fx.Node, ids: Tensor) -> Any:
 REDUCE: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_reduce) for name in REDUCE_NAMES.split()},
     **{f"aten.{name}": Rule(flow_along) for name in ALONG_NAMES.split()},
+    "aten.glu": Rule(flow_glu),
     **{f"aten.{name}": pool_rule(n) for n, names in POOLS.items() for name in names.split()},
 }
 """Rules of reductions and pools."""

@@ -76,7 +76,6 @@ def kept_positions(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[s
         Tensor name to axis to sorted positions.
     """
     gone: dict[tuple[str, int], list[np.ndarray]] = {}
-    sizes: dict[tuple[str, int], int] = analysis.axis_sizes
     for group in analysis.groups:
         if group.name in kept:
             lost = np.setdiff1d(np.arange(group.width), kept[group.name])
@@ -84,6 +83,6 @@ def kept_positions(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[s
                 gone.setdefault((member.tensor, member.axis), []).append(member.index[lost].reshape(-1))
     positions: dict[str, dict[int, np.ndarray]] = {}
     for (tensor, axis), parts in gone.items():
-        stay = np.setdiff1d(np.arange(sizes[tensor, axis]), np.concatenate(parts))
+        stay = np.setdiff1d(np.arange(analysis.axis_sizes[tensor, axis]), np.concatenate(parts))
         positions.setdefault(tensor, {})[axis] = stay
     return positions
