@@ -10,10 +10,8 @@ import inspect
 import io
 import logging
 import re
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -31,10 +29,9 @@ from .functionalise import functionalise
 from .program import Program
 from .remodulise import remodulise
 from .shapes import batch_size, propagate, resize_batch, values_of
+from .userline import of_error
 
 _RESULT_TOLERANCE = 1e-4
-_NOT_THE_USERS = (PurePath(torch.__file__).parent, PurePath(__file__).parent, PurePath(contextlib.__file__).parent)
-"""Where torch, this package and the standard library lie."""
 
 
 def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
@@ -55,10 +52,19 @@ def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[st
         UserError: A weight is not finite, or the model does not run on the example inputs.
         UnsupportedError: The model depends on its data in a way that no graph can hold, or uses an unknown operation.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            "this is not a torch model",
+            where=type(model).__name__,
+            why="no nn.Module",
+            hint="pass the nn.Module itself",
+        )
     args, kwargs = _split(example_inputs, example_kwargs)
+    if batch_size(args, kwargs) == 0:
+        raise UserError("the example batch is empty", where="example_inputs", hint="pass at least one example")
     _check_weights(model)
     source = _prepare(model)
-    expected = _run(source, args, kwargs)
+    expected = _run_model(source, args, kwargs)
     graph_module, static_batch = _capture_graph(source, args, kwargs)
     propagate(graph_module, args, kwargs)
     program = Program(graph_module, args, kwargs, static_batch, ("capture",))
@@ -129,13 +135,22 @@ def _prepare(model: nn.Module) -> nn.Module:
     return source
 
 
-def _run(source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _run(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The output on copies of the examples; buffers are put back to what they were."""
-    state = {name: buffer.clone() for name, buffer in source.named_buffers()}
+    state = {name: buffer.clone() for name, buffer in network.named_buffers()}
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     try:
         with torch.no_grad():
-            return source(*args, **kwargs)
+            return network(*args, **kwargs)
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(state[name])
+
+
+def _run_model(source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return _run(source, args, kwargs)
     except Exception as error:
         raise UserError(
             "the model does not run on the example inputs",
@@ -143,10 +158,6 @@ def _run(source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             why=f"{type(error).__name__}: {_first_line(error)}",
             hint="pass a tensor, a tuple of positional arguments or a dict of keyword arguments that model(…) accepts",
         ) from error
-    finally:
-        with torch.no_grad():
-            for name, buffer in source.named_buffers():
-                buffer.copy_(state[name])
 
 
 def _capture_graph(
@@ -256,7 +267,7 @@ def _condense(error: BaseException | None) -> str:
 
 
 def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
-    line = _user_line(error)
+    line = of_error(error) if error else ""
     return UnsupportedError(
         "the model cannot be captured as a graph",
         where=", ".join(part for part in (type(source).__name__, line) if part),
@@ -265,23 +276,12 @@ def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
     )
 
 
-def _user_line(error: Exception | None) -> str:
-    """The innermost line of the error that is neither torch's nor ours: of its traceback, or of one in its text."""
-    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)] if error else []
-    quoted = re.findall(r'File "([^"]+)", line (\d+)', str(error))
-    for file, line in [*reversed(frames), *reversed(quoted)]:
-        path = PurePath(file)
-        if path.is_absolute() and not any(path.is_relative_to(root) for root in _NOT_THE_USERS):
-            return f"{path.name}:{line}"
-    return ""
-
-
 def _check_result(program: Program, source: nn.Module, expected: Any) -> None:
     """The program must compute what the model computes (unless the model itself never computes the same twice)."""
-    got = program.run_example()
+    got = _run(program.graph_module, program.example_args, program.example_kwargs)
     if _close(expected, got):
         return
-    again = _run(source, program.example_args, program.example_kwargs)
+    again = _run_model(source, program.example_args, program.example_kwargs)
     if not _close(expected, again):
         return
     raise UnsupportedError(

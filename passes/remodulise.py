@@ -12,7 +12,6 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -24,9 +23,7 @@ from .layer_rules import RULES, Layer
 from .modulespec import ModuleSpec, attach, build, container
 from .opnames import is_assertion, is_known
 from .tidy import tidy
-
-_TORCH_ROOT = PurePath(torch.__file__).parent
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+from .userline import in_text
 
 
 def remodulise(exported: fx.GraphModule, source: nn.Module, values: Mapping[fx.Node, Any]) -> fx.GraphModule:
@@ -52,15 +49,6 @@ def module_path(node: fx.Node) -> str:
     paths = [path for path, _ in stack.values() if not path.startswith("_empty_nn_module_stack")]
     # The second call of a module is recorded as "fc@1".
     return re.sub(r"@\d+", "", paths[-1]) if paths else ""
-
-
-def source_line(node: fx.Node) -> str:
-    """The user's innermost line that made the node, as "file.py:12"; empty if unknown."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    for file, line in reversed(frames):
-        if not PurePath(file).is_relative_to(_TORCH_ROOT) and not file.startswith(("torch/", "<")):
-            return f"{PurePath(file).name}:{line}"
-    return ""
 
 
 @dataclass
@@ -123,7 +111,7 @@ class _Rebuild:
         return self.nodes[node]
 
     def call(self, node: fx.Node) -> fx.Node:
-        path, line = module_path(node), source_line(node)
+        path, line = module_path(node), in_text(node.meta.get("stack_trace") or "")
         rule = RULES.get(node.target)
         layer = rule(node, self.values, self.module_at(path)) if rule else None
         if layer:

@@ -16,11 +16,17 @@ from .program import Program
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the value of every node."""
+    """Runs a graph on fake tensors and keeps the value of every node."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
+    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        self.mode = mode
         self.values: dict[fx.Node, Any] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A fake for a parameter or buffer: an in-place operation on the real one would really write."""
+        value = super().get_attr(target, args, kwargs)
+        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
         """Evaluates a node."""
@@ -63,7 +69,7 @@ def values_of(
         mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value
         for value in flatten_inputs(graph_module, args, kwargs or {})
     ]
-    recorder = _Recorder(graph_module)
+    recorder = _Recorder(graph_module, mode)
     with eval_mode(graph_module), mode, torch.no_grad():
         recorder.run(*inputs, enable_io_processing=False)
     return recorder.values
