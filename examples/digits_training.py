@@ -1,4 +1,4 @@
-"""The demo's trained model: trained on first use, in seconds, then taken from the cache."""
+"""How the demo's model is trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import digits
-from .cache import cached_weights
-from .digits_resnet import DigitsResNet, digits_resnet
 from .tensor_loader import TensorLoader
 
 
@@ -39,27 +37,6 @@ class Training:
         """A name that differs for other settings and for another torch, whose random numbers may differ."""
         text = json.dumps({**asdict(self), "torch": torch.__version__, "layout": 1}, sort_keys=True)
         return f"digits_resnet-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def digits_model(*, width: int = 32, epochs: int = 20, seed: int = 0) -> DigitsResNet:
-    """The network of the demo, trained to about 99 % of the digits that `digits.loaders()` keeps for testing.
-
-    Args:
-        width: Channels of the first stage.
-        epochs: Passes over the training images.
-        seed: Of the initial weights.
-
-    Raises:
-        EnvironmentLacksError: scikit-learn is not installed and the cache holds no weights.
-    """
-    settings = Training(width=width, epochs=epochs, seed=seed)
-    # Forked, so that asking for the model draws the same random numbers whether or not it was cached.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = digits_resnet(width=width)
-        weights = cached_weights(settings.cache_name(), lambda: train(model, settings))
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def train(model: nn.Module, settings: Training) -> dict[str, Tensor]:

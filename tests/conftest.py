@@ -1,0 +1,75 @@
+"""What every test gets: one thread, fixed seeds, a cache of its own, and real data where there is some."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PACK = ROOT.parent / "shared" / "data"
+"""Beside the checkout: a compact pack of real data for development (optional)."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="also run tests marked slow")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+    # Weights that the demo trains are kept between test runs, but not in the user's own cache.
+    if not os.environ.get("SECATEUR_CACHE") and (cache := getattr(config, "cache", None)):
+        os.environ["SECATEUR_CACHE"] = str(cache.mkdir("secateur"))
+
+
+def pytest_collection_modifyitems(config, items):
+    run_slow = config.getoption("--run-slow") or "slow" in (config.option.markexpr or "")
+    has_gpu = torch.cuda.is_available()
+    for item in items:
+        if "slow" in item.keywords and not run_slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def cifar_root(pytestconfig):
+    """A folder that holds `cifar-10-batches-bin` or `-py`; skips where there is none."""
+    for folder in data_folders():
+        if any((folder / name).is_dir() for name in ("cifar-10-batches-bin", "cifar-10-batches-py")):
+            return folder
+    script = PACK / "unpack_cifar10.py"
+    cache = getattr(pytestconfig, "cache", None)
+    if not script.is_file() or cache is None:
+        pytest.skip("CIFAR-10 is not here; set SECATEUR_DATA to the folder that holds cifar-10-batches-bin")
+    folder = Path(cache.mkdir("cifar10"))
+    if not (folder / "cifar-10-batches-py" / "batches.meta").is_file():  # the last file that the script writes
+        command = [sys.executable, str(script), "--out", str(folder), "--py"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"CIFAR-10 cannot be unpacked: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints():
+    """The folder of published checkpoints; skips where there is none."""
+    for folder in (*data_folders(), PACK):
+        if (folder / "checkpoints").is_dir():
+            return folder / "checkpoints"
+    pytest.skip("the published checkpoints are not here; set SECATEUR_DATA to the folder that holds checkpoints/")
+
+
+def data_folders():
+    """Where the example recipes look for data."""
+    chosen = os.environ.get("SECATEUR_DATA")
+    return [Path(chosen)] if chosen else [ROOT / "data"]
