@@ -1,0 +1,124 @@
+"""Evaluation of a network on a loader, and the default loss and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...passes.program import Program
+from ...passes.shapes import eval_mode
+from ..data import Loader, LossFn, MetricFn, split_batch
+from .device import device_of, to_device
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metric: Mean score per sample.
+        loss: Mean loss per sample; None if no loss was given.
+        samples: Number of samples.
+    """
+
+    metric: float
+    loss: float | None
+    samples: int
+
+
+def evaluate(
+    network: Program | Callable[..., Any], loader: Loader, metric: MetricFn, loss: LossFn | None = None
+) -> Evaluation:
+    """Mean metric (and loss) of a network in eval mode, in its own precision.
+
+    Args:
+        network: A program, a module, or any callable with the network's arguments.
+        loader: Batches; see `compress.data`.
+        metric: One score per sample.
+        loss: Mean loss of a batch.
+
+    Raises:
+        UserError: The loader is empty, or the metric does not give one score per sample.
+    """
+    call = network.module() if isinstance(network, Program) else network
+    module = call if isinstance(call, nn.Module) else None
+    device = device_of(module) if module is not None else torch.device("cpu")
+    scores = losses = 0.0
+    samples = 0
+    with eval_mode(module) if module is not None else nullcontext(), torch.inference_mode():
+        for batch in loader:
+            args, kwargs, target = to_device(split_batch(batch), device)
+            output = call(*args, **kwargs)
+            score = metric(output, target)
+            _check_scores(score)
+            samples += score.numel()
+            scores += float(score.double().sum())
+            if loss is not None:
+                losses += float(loss(output, target)) * score.numel()
+    if samples == 0:
+        raise UserError(
+            "the loader yields no batch", where="data.factory", hint="check the data path and the split sizes"
+        )
+    return Evaluation(scores / samples, losses / samples if loss is not None else None, samples)
+
+
+def cross_entropy(output: Any, target: Any) -> Tensor:
+    """Mean cross entropy of logits [batch, classes, …] with class indices [batch, …].
+
+    Raises:
+        UserError: The output is no tensor of logits, or a label is not a class of the model.
+    """
+    _check_logits(output)
+    classes = output.shape[1]
+    if not target.is_floating_point() and target.numel():
+        low, high = int(target.min()), int(target.max())
+        if (low < 0 and low != -100) or high >= classes:
+            raise UserError(
+                "a label is out of range",
+                where="data",
+                why=f"labels go from {low} to {high}, the model has {classes} classes",
+                hint="number the classes from 0, or use the model that was trained on these labels",
+            )
+    return F.cross_entropy(output.float(), target)
+
+
+def top1(output: Any, target: Any) -> Tensor:
+    """1.0 where the largest logit is that of the label, else 0.0: [batch].
+
+    Raises:
+        UserError: The output is no tensor of logits.
+    """
+    _check_logits(output)
+    hits = (output.argmax(1) == target).float()
+    return hits if hits.ndim == 1 else hits.flatten(1).mean(1)
+
+
+def _check_logits(output: Any) -> None:
+    if isinstance(output, Tensor) and output.ndim >= 2:
+        return
+    found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise UserError(
+        "the default loss and metric need one tensor of logits [batch, classes]",
+        where="loss, metric",
+        why=f"the model returns {found}",
+        hint="name your own: loss: package.module:function, metric: package.module:function",
+    )
+
+
+def _check_scores(score: Any) -> None:
+    if isinstance(score, Tensor) and score.ndim == 1:
+        return
+    found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+    raise UserError(
+        "the metric must return one score per sample, a tensor of shape [batch]",
+        where="metric",
+        why=f"it returned {found}",
+        hint="leave out the mean over the batch",
+    )

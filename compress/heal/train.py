@@ -1,0 +1,273 @@
+"""The trainer: fine-tuning with distillation, for healing and for quantisation-aware training alike."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ...errors import UserError
+from ...passes.program import Program
+from ...passes.shapes import eval_mode
+from ..data import Loader, LossFn, MetricFn, split_batch
+from .device import autocast, device_of, to_device, uses_bf16
+from .distill import distillation_loss
+from .evaluate import evaluate, top1
+from .randomness import seeded
+from .settings import TrainSettings, learning_rate
+from .state import Progress, fingerprint, load_state, restore, save_state, snapshot
+
+ProgressFn = Callable[..., None]
+"""`progress(done, total, **info)`: steps done and in all, with the loss, the learning rate and the seconds left."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training gave.
+
+    Attributes:
+        program: The network with the chosen weights, in eval mode.
+        history: One entry per epoch (epoch 0 is the start): `epoch`, `step`, `loss`, `lr`, `seconds`, and `metric`
+            on the validation data; the chosen one has `chosen: True`.
+        chosen: Which weights were taken and why.
+        resumed: Epoch from which an earlier, killed run was continued; 0 for a new one.
+    """
+
+    program: Program
+    history: tuple[dict[str, Any], ...]
+    chosen: str
+    resumed: int = 0
+
+
+def fit(
+    program: Program,
+    train: Loader,
+    loss: LossFn,
+    settings: TrainSettings,
+    *,
+    teacher: Program | None = None,
+    validation: Loader | None = None,
+    metric: MetricFn = top1,
+    state_dir: Path | None = None,
+    progress: ProgressFn | None = None,
+) -> FitResult:
+    """Trains a program.
+
+    With validation data the best epoch is taken, the start included; without, the last. A loader with a method
+    `set_epoch(epoch)` is told the epoch. Random numbers depend on seed and epoch only, so a run that was killed and
+    started again with the same `state_dir` gives, bit for bit, what an uninterrupted one would have.
+
+    Args:
+        program: Stays as it is.
+        train: Training batches.
+        loss: Mean loss of a batch.
+        settings: Optimiser, schedule, distillation, precision.
+        teacher: Network to distil from.
+        validation: Chooses the best epoch. Never the test data.
+        metric: One score per sample.
+        state_dir: Where the state is kept after every epoch; None keeps none.
+        progress: Told after every step.
+
+    Raises:
+        UserError: The loss stops being finite, a loader is empty, or the teacher does not fit.
+    """
+    program = program.clone(step="fit")
+    run = _Run(program.module(), train, loss, settings, teacher, validation, metric, state_dir, progress)
+    history, chosen, resumed = run.train()
+    return FitResult(program.eval(), history, chosen, resumed)
+
+
+class _Run:
+    """One training of one module, in place."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        train: Loader,
+        loss: LossFn,
+        settings: TrainSettings,
+        teacher: Program | None,
+        validation: Loader | None,
+        metric: MetricFn,
+        state_dir: Path | None,
+        progress: ProgressFn | None,
+    ) -> None:
+        self.module, self.loader, self.loss, self.settings = module, train, loss, settings
+        self.teacher = teacher.module() if teacher is not None and settings.distill_weight > 0 else None
+        self.validation, self.metric, self.state_dir, self.progress = validation, metric, state_dir, progress
+        self.device = device_of(module)
+        self.bf16 = uses_bf16(settings.precision, self.device)
+        self.steps_per_epoch = _length(train)
+        self.total = settings.steps(self.steps_per_epoch)
+
+    def train(self) -> tuple[tuple[dict[str, Any], ...], str, int]:
+        """Trains; returns history, what was chosen, and the epoch it was continued from."""
+        key = self.key() if self.state_dir else ""
+        if self.settings.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(self.module, self.settings)
+        found = load_state(self.state_dir, key, self.module, optimizer) if self.state_dir else None
+        at, best = found or self.start()
+        resumed = at.epoch
+        with eval_mode(self.module):
+            while at.step < self.total:
+                self.epoch(at, optimizer)
+                best = self.judge(at, best)
+                if self.state_dir:
+                    save_state(self.state_dir, key, at, self.module, optimizer, best)
+        restore(self.module, best)
+        self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return self.report(at), self.chosen(at), resumed
+
+    def key(self) -> str:
+        """Hash of all that decides the result, as far as it can be known."""
+        parts = (self.module, self.teacher, self.settings, self.steps_per_epoch, self.validation is None, self.bf16)
+        return fingerprint(*parts)
+
+    def start(self) -> tuple[Progress, dict[str, Tensor]]:
+        """State before the first step."""
+        at = Progress()
+        entry: dict[str, Any] = {"epoch": 0, "step": 0}
+        if self.validation is not None:
+            at.best = entry["metric"] = self.score()
+        at.history.append(entry)
+        return at, snapshot(self.module)
+
+    def score(self) -> float:
+        """Metric on the validation data."""
+        assert self.validation is not None
+        return evaluate(self.module, self.validation, self.metric).metric
+
+    def epoch(self, at: Progress, optimizer: torch.optim.Optimizer) -> None:
+        """One pass over the training data, or what is left to do of it."""
+        begun, first = time.monotonic(), at.step
+        summed = 0.0
+        _set_modes(self.module, training=True)
+        with seeded(self.settings.seed, at.epoch):
+            for batch in self.batches(at.epoch, self.total - at.step):
+                lr = learning_rate(self.settings, at.step, self.total, self.steps_per_epoch)
+                value = self.step(batch, optimizer, lr, at.step)
+                at.step += 1
+                summed += value
+                if self.progress:
+                    eta = (time.monotonic() - begun) / (at.step - first) * (self.total - at.step)
+                    self.progress(at.step, self.total, loss=value, lr=lr, eta=eta)
+        _set_modes(self.module, training=False)
+        if at.step == first:
+            raise _no_batch()
+        at.epoch += 1
+        lr = learning_rate(self.settings, at.step - 1, self.total, self.steps_per_epoch)
+        seconds = round(time.monotonic() - begun, 3)
+        mean = summed / (at.step - first)
+        at.history.append({"epoch": at.epoch, "step": at.step, "loss": mean, "lr": lr, "seconds": seconds})
+
+    def batches(self, epoch: int, most: int) -> Iterator[Any]:
+        """Batches of an epoch, at most so many."""
+        set_epoch = getattr(self.loader, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+        return itertools.islice(self.loader, min(most, self.steps_per_epoch))
+
+    def step(self, batch: Any, optimizer: torch.optim.Optimizer, lr: float, number: int) -> float:
+        """One optimiser step; returns the loss."""
+        args, kwargs, target = split_batch(batch)
+        args, kwargs = to_device((args, dict(kwargs)), self.device, channels_last=self.settings.channels_last)
+        target = to_device(target, self.device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(self.device, self.bf16):
+            output = self.module(*args, **kwargs)
+        value = self.total_loss(_float(output), target, args, kwargs)
+        found = float(value.detach())
+        if not math.isfinite(found):
+            raise UserError(
+                f"the loss is {found} at step {number + 1} of {self.total}",
+                where="training",
+                why="the training diverged, or the data hold values that are not finite",
+                hint=f"lower the learning rate (lr: {self.settings.lr / 10:g}), set clip_grad: 1.0, or precision: fp32",
+            )
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if self.settings.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad)
+        optimizer.step()
+        return found
+
+    def total_loss(self, output: Any, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The user's loss, mixed with that of distillation."""
+        weight = self.settings.distill_weight
+        if self.teacher is None:
+            return self.loss(output, target)
+        with eval_mode(self.teacher), torch.inference_mode(), autocast(self.device, self.bf16):
+            wanted = self.teacher(*args, **kwargs)
+        distilled = distillation_loss(output, wanted, self.settings.temperature)
+        return distilled if weight == 1.0 else (1.0 - weight) * self.loss(output, target) + weight * distilled
+
+    def judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to keep after an epoch."""
+        if self.validation is not None:
+            score = at.history[-1]["metric"] = self.score()
+            if at.best is not None and score < at.best:
+                return best
+            at.best = score
+        at.best_epoch = at.epoch
+        return snapshot(self.module)
+
+    def report(self, at: Progress) -> tuple[dict[str, Any], ...]:
+        """The history with the chosen epoch marked."""
+        marked = [dict(entry, chosen=True) if entry["epoch"] == at.best_epoch else entry for entry in at.history]
+        return tuple(marked)
+
+    def chosen(self, at: Progress) -> str:
+        if self.validation is None:
+            return f"epoch {at.best_epoch}, the last: there is no validation data"
+        return f"epoch {at.best_epoch}, the best of {at.epoch} by validation" + (" (the start)" * (at.best_epoch == 0))
+
+
+def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimiser; weights decay, biases and normalisation (whatever has fewer than two axes) do not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UserError("the network has no parameters to train", where="training", hint="unfreeze some: requires_grad")
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+
+
+def _length(loader: Loader) -> int:
+    """Number of batches; loaders without a length are read once."""
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        length = sum(1 for _ in loader)
+    if length == 0:
+        raise _no_batch()
+    return length
+
+
+def _no_batch() -> UserError:
+    return UserError("the training loader yields no batch", where="data.factory", hint="check the data path")
+
+
+def _float(output: Any) -> Any:
+    """BF16 outputs as float32, in which losses are computed."""
+    return pytree.tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, output)
+
+
+def _set_modes(module: nn.Module, *, training: bool) -> None:
+    for child in module.modules():
+        child.training = training
