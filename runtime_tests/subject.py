@@ -14,7 +14,8 @@ from torch.utils import _pytree
 
 from ..compress.data import MetricFn, split_batch
 from ..errors import UserError
-from ..export.artifact import Artifact
+from ..export.artifact import PROGRAM_NAME, Artifact
+from ..export.manifest import read_manifest
 from ..export.ort_session import open_session
 from ..gates import CheckFile
 from ..inputs import METRICS, load_data, resolve
@@ -90,19 +91,30 @@ class Subject:
 
     @cached_property
     def artifact(self) -> Artifact:
-        """The artifact, with its manifest."""
-        return Artifact.load(self.directory)
+        """The artifact; whether its files are those of the manifest is for the legality gate to say."""
+        return Artifact(self.directory, read_manifest(self.directory))
 
     @property
     def model(self) -> Path:
-        """The model's ONNX file."""
-        return self.directory / "model.onnx"
+        """The model's ONNX file.
+
+        Raises:
+            UserError: The artifact has none.
+        """
+        if not self.artifact.model.is_file():
+            raise UserError("the artifact holds no model", where=str(self.artifact.model), hint="export again")
+        return self.artifact.model
 
     @property
     def dense(self) -> Path | None:
         """The dense FP32 baseline, or None if the artifact was exported without one."""
-        path = self.directory / "dense.onnx"
-        return path if path.is_file() else None
+        path = self.artifact.dense
+        return path if path is not None and path.is_file() else None
+
+    @property
+    def has_program(self) -> bool:
+        """The artifact holds the torch program that it was exported from."""
+        return (self.directory / PROGRAM_NAME).is_dir()
 
     @cached_property
     def program(self) -> Program:
@@ -111,14 +123,13 @@ class Subject:
         Raises:
             UserError: The artifact has none.
         """
-        path = self.directory / "program"
-        if not path.is_dir():
+        if not self.has_program:
             raise UserError(
                 "the artifact holds no program to compare with",
-                where=str(path),
+                where=str(self.directory / PROGRAM_NAME),
                 hint="export again, or set parity: null",
             )
-        return Program.load(path).eval()
+        return self.artifact.program().eval()
 
     @cached_property
     def metric(self) -> MetricFn:
@@ -166,6 +177,15 @@ class Subject:
             )
         return {name: t.detach().cpu().numpy() for name, t in (by_name | dict(zip(free, leaves, strict=True))).items()}
 
+    def example_feeds(self) -> Feeds | None:
+        """Some inputs of the model: sizes and values that its signature does not tell. None if there are none."""
+        if self.has_program:
+            return self.feeds(self.program.example_args, self.program.example_kwargs)
+        if self.check.data is not None:
+            args, kwargs, _ = next(self.batches())
+            return self.feeds(args, kwargs)
+        return None
+
     def structured(self, outputs: list[np.ndarray]) -> Any:
         """Outputs of the session in the form in which the model returns them, as tensors."""
         tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in outputs]
@@ -209,9 +229,7 @@ class Subject:
 
     @cached_property
     def _output_spec(self) -> Any:
-        if not (self.directory / "program").is_dir():
-            return None
-        return _pytree.tree_structure(self.program.run_example())
+        return _pytree.tree_structure(self.program.run_example()) if self.has_program else None
 
 
 def _first_line(error: Exception) -> str:

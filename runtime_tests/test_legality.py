@@ -3,20 +3,31 @@
 from pathlib import Path
 
 import onnx
-
+from secateur.export.artifact import MODEL_NAME
 from secateur.export.hashing import hash_file
-from secateur.gates import LegalityGate
+from secateur.export.manifest import describe_files
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
+
+from secateur.gates import LegalityGate
 
 
 def test_legality(gate: LegalityGate, subject: Subject, judge: Judge) -> None:
     files = subject.artifact.manifest["files"]
     wrong = [f"{name}: {why}" for name, entry in files.items() if (why := _difference(subject.directory / name, entry))]
-    if subject.model.name not in files:
-        wrong.append(f"{subject.model.name}: not in the manifest")
+    if MODEL_NAME not in files:
+        wrong.append(f"{MODEL_NAME}: not in the manifest")
+    unlisted = sorted(describe_files(subject.directory).keys() - files.keys())
     text = "; ".join(wrong) or f"all {len(files)} files have the sha256 of the manifest"
-    judge("files that differ", len(wrong), 0, text=text, details={"files": dict(files), "wrong": wrong})
+    if unlisted:
+        text += f"; not in the manifest: {', '.join(unlisted)}"
+    judge(
+        "files that differ",
+        len(wrong),
+        0,
+        text=text,
+        details={"files": dict(files), "wrong": wrong, "unlisted": unlisted},
+    )
 
     for path in (subject.model, subject.dense):
         if path:

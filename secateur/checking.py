@@ -11,7 +11,6 @@ from pathlib import Path
 from .errors import UserError
 from .factory import DataSpec
 from .gates import CheckFile, Gates
-from .recipe_file import write_yaml
 from .verdict import Verdict
 
 _PYTEST_INI = "[pytest]\naddopts =\n"
@@ -58,7 +57,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="secateur-check-") as scratch:
         folder = Path(scratch)
         (folder / "pytest.ini").write_text(_PYTEST_INI, encoding="utf-8")
-        write_yaml(document.model_dump(mode="json"), folder / "gates.yaml")
+        (folder / "gates.yaml").write_text(document.model_dump_json(indent=1), encoding="utf-8")  # JSON is YAML
         done = subprocess.run(
             _command(directory, folder, junit), env=_environment(), capture_output=True, text=True, check=False
         )

@@ -86,8 +86,6 @@ class ReportData:
         metric: Name of the metric of the stages.
         score_unit: What unit scores are: `loss` (an estimated rise of the loss) or `score` (a rank only).
         facts: What was measured on what: label and value, in the order in which they are shown.
-        kernels: Kernel report of the artifact: `integer` and `total` convolutions, and `float_nodes`, each with `name`,
-            `op` and `reason`.
         notes: What must not stay silent: refusals, fallbacks, skipped layers.
         files: sha256 and bytes of the artifact's files, by name.
     """
@@ -100,7 +98,6 @@ class ReportData:
     metric: str = "top1"
     score_unit: str = "loss"
     facts: Sequence[tuple[str, str]] = ()
-    kernels: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -135,7 +132,8 @@ def render_report(data: ReportData) -> str:
         headlines=_headlines(dense, compiled),
         batches=sorted({batch for stage in data.stages for batch in stage.latency}),
         gates=data.verdict.gates if data.verdict else (),
-        latencies=_latencies(data),
+        latencies=_details(data, "latency", "batch"),
+        kernels=_details(data, "kernels", "float_nodes"),
         latency_plot=_latency_plot(data),
         width_plot=width_plot([(g.name, g.total, g.kept, g.frozen) for g in data.groups]) if data.groups else "",
         panels=_panels(data.groups),
@@ -173,16 +171,14 @@ def _headlines(dense: Stage, compiled: Stage) -> list[Headline]:
     return found
 
 
-def _latencies(data: ReportData) -> list[Mapping[str, Any]]:
-    """Details of the latency gate, one entry a batch size."""
-    return [
-        result.details for result in (data.verdict.gate("latency") if data.verdict else ()) if "batch" in result.details
-    ]
+def _details(data: ReportData, gate: str, key: str) -> list[Mapping[str, Any]]:
+    """Details of the results of a gate that measured something, told by a key that they then have."""
+    return [result.details for result in (data.verdict.gate(gate) if data.verdict else ()) if key in result.details]
 
 
 def _latency_plot(data: ReportData) -> Markup:
     """Ratios to the dense baseline; empty if there is none to compare with."""
-    rows = [(f"batch {d['batch']}", d["ratio"], *d["ratio_interval"]) for d in _latencies(data) if d.get("ratio")]
+    rows = [(f"batch {d['batch']}", d["ratio"], *d["ratio_interval"]) for d in _details(data, "latency", "ratio")]
     relative = [
         r.limit / 100 for r in (data.verdict.gate("latency") if data.verdict else ()) if r.limit and r.unit == "%"
     ]

@@ -49,7 +49,7 @@ class Document(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.text.append(f"{data} ")
 
     @property
     def words(self) -> str:
@@ -135,7 +135,8 @@ def test_hashes_notes_kernels_facts_and_command_are_there():
         assert file["sha256"] in words
     assert data.command in words
     assert data.notes[0] in words
-    assert "21 of 21 convolutions run as integer kernels" in words
+    assert "21 of 21 convolutions and 0 of 1 matrix products run as integer kernels" in words
+    assert "linear Gemm its input is not quantised" in words
     assert all(label in words and value in words for label, value in data.facts)
 
 
