@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 from torch import fx, nn
-from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError
@@ -17,7 +16,17 @@ from ..passes.opnames import is_assertion
 from ..passes.program import Program
 from . import lower_ops_conv, lower_ops_math, lower_ops_pool, lower_ops_shape, lower_quant
 from .check_onnx import check_onnx
-from .lower_context import Fallback, Lowering, ModuleLowering, NoLowering, OpLowering, Value, arguments, numpy_dtype
+from .lower_context import (
+    Fallback,
+    Lowering,
+    ModuleLowering,
+    NoLowering,
+    OpLowering,
+    Value,
+    arguments,
+    function_name,
+    numpy_dtype,
+)
 from .lower_fallback import lower_by_exporter
 from .node_facts import TensorFact, gather_facts
 from .onnx_builder import ValueSpec
@@ -80,7 +89,8 @@ def lower_program(program: Program, target: Target) -> Lowered:
     outputs = [(_output_value(ctx, leaf), _spec(ctx, name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
     model = ctx.builder.finish(inputs, outputs, opset=target.opset, graph_name="main")
     check_onnx(model)
-    return Lowered(model, tuple(ctx.fallbacks), tuple(ctx.rewrites))
+    kept = {node.name for node in model.graph.node}
+    return Lowered(model, tuple(ctx.fallbacks), tuple(text for name, text in ctx.rewrites.items() if name in kept))
 
 
 def output_names(program: Program) -> tuple[str, ...]:
@@ -193,13 +203,6 @@ def _own_lowering(ctx: Lowering, node: fx.Node) -> Value:
     if name not in OPS:
         raise NoLowering("no lowering of ours")
     return OPS[name](ctx, node, arguments(node))
-
-
-def function_name(target: Any) -> str:
-    """Name of a called function in `OPS`: the ATen name without overload, or the Python operator's."""
-    if isinstance(target, OpOverload):
-        return target._schema.name.removeprefix("aten::")
-    return getattr(target, "__name__", str(target))
 
 
 def operation_of(program: Program, node: fx.Node) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from onnx import helper
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from ..errors import UnsupportedError
 from ..passes.program import Program
@@ -38,7 +39,7 @@ class Lowering:
         builder: The graph under construction.
         env: Lowered values by fx node. A symbolic size is an int64 tensor of shape [1].
         fallbacks: Nodes that took the exporter's translation.
-        rewrites: Nodes whose subgraph took an equal but faster form.
+        rewrites: Subgraphs that took an equal but faster form, by the ONNX node that replaces them.
     """
 
     program: Program
@@ -47,7 +48,7 @@ class Lowering:
     builder: GraphBuilder = field(default_factory=GraphBuilder)
     env: dict[fx.Node, Value] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
-    rewrites: list[str] = field(default_factory=list)
+    rewrites: dict[str, str] = field(default_factory=dict)
     _parameters: dict[int, str] = field(default_factory=dict)
 
     def value(self, node: Any) -> str:
@@ -69,22 +70,24 @@ class Lowering:
     def emit(
         self, node: fx.Node, op_type: str, inputs: Sequence[str], *, part: str = "", outputs: int = 1, **attributes: Any
     ) -> Any:
-        """Appends an ONNX node named after the fx node (plus `.part` for a helper).
+        """Appends an ONNX node named after the fx node (plus `/part` for a helper; dots belong to module paths).
 
         Returns:
             The name of its output, or a tuple of names if `outputs` > 1.
         """
-        name = f"{node.name}.{part}" if part else node.name
-        names = (name,) if outputs == 1 else tuple(f"{name}.{i}" for i in range(outputs))
+        name = f"{node.name}/{part}" if part else node.name
+        names = (name,) if outputs == 1 else tuple(f"{name}/{i}" for i in range(outputs))
         self.builder.node(op_type, inputs, names, name=name, **attributes)
         return names[0] if outputs == 1 else names
 
     def constant(self, node: fx.Node, part: str, value: Any, dtype: Any = np.int64) -> str:
         """An initialiser that belongs to one fx node."""
-        return self.builder.constant(f"{node.name}.{part}", np.asarray(value, dtype=dtype))
+        return self.builder.constant(f"{node.name}/{part}", np.asarray(value, dtype=dtype))
 
     def parameter(self, name: str, tensor: Tensor) -> str:
         """An initialiser under a dotted module name; a tensor shared by several modules is stored once."""
+        if "." not in name and any(node.name == name and node.op != "get_attr" for node in self.program.graph.nodes):
+            name += "/value"  # a parameter of the root module may be called like a node
         held = self._parameters.setdefault(id(tensor), name)
         return self.builder.constant(held, array_of(tensor))
 
@@ -100,7 +103,7 @@ class Lowering:
                 return self.cast(node, self.value(argument), fact.dtype, dtype, part=f"{part}_cast")
             scalar = self.emit(node, "Squeeze", [self.value(argument)], part=f"{part}_scalar")
             return self.cast(node, scalar, torch.int64, dtype, part=f"{part}_cast")
-        return self.builder.constant(f"{node.name}.{part}", np.asarray(argument, dtype=numpy_dtype(dtype)))
+        return self.constant(node, part, argument, numpy_dtype(dtype))
 
     def shape_vector(self, node: fx.Node, sizes: Sequence[Any], *, part: str = "shape") -> str:
         """A list of sizes, some of them symbolic, as an int64 vector."""
@@ -152,6 +155,13 @@ def arguments(node: fx.Node) -> SimpleNamespace:
         else:
             given[argument.name] = node.kwargs.get(argument.name, argument.default_value)
     return SimpleNamespace(**given)
+
+
+def function_name(target: Any) -> str:
+    """Key of a called function in the tables: the ATen name without overload, or the Python operator's."""
+    if isinstance(target, OpOverload):
+        return target._schema.name.removeprefix("aten::")
+    return getattr(target, "__name__", str(target))
 
 
 def array_of(tensor: Tensor) -> np.ndarray:

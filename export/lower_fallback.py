@@ -94,18 +94,18 @@ def _inline(ctx: Lowering, node: fx.Node, model: onnx.ModelProto, inputs: list[s
     names = dict(zip((i.name for i in graph.input), inputs, strict=True))
     names[""] = ""
     for tensor in graph.initializer:
-        names[tensor.name] = ctx.builder.constant(f"{node.name}.{tensor.name}", numpy_helper.to_array(tensor))
+        names[tensor.name] = ctx.builder.constant(f"{node.name}/{tensor.name}", numpy_helper.to_array(tensor))
     for inner in graph.node:
         if any(
             attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in inner.attribute
         ):
             raise NoLowering("the exporter's translation has control flow")
         for output in inner.output:
-            names.setdefault(output, f"{node.name}.{output}")
+            names.setdefault(output, f"{node.name}/{output}")
     for position, inner in enumerate(graph.node):
         copied = onnx.NodeProto()
         copied.CopyFrom(inner)
-        copied.name = f"{node.name}.{inner.op_type}{position}"
+        copied.name = f"{node.name}/{inner.op_type}{position}"
         copied.ClearField("metadata_props")
         copied.ClearField("doc_string")
         copied.input[:] = [names[name] for name in inner.input]

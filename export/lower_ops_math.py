@@ -27,7 +27,7 @@ def _unary(op_type: str, **attributes: Any) -> OpLowering:
 
 
 def silu(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    """x * sigmoid(x)."""
+    """SiLU, `x * sigmoid(x)`."""
     x = ctx.value(a.self)
     return ctx.emit(node, "Mul", [x, ctx.emit(node, "Sigmoid", [x], part="gate")])
 
@@ -69,11 +69,14 @@ def clip(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     return ctx.emit(node, "Clip", [ctx.value(a.self), *bounds])
 
 
-def _common_type(ctx: Lowering, *values: Any) -> torch.dtype:
-    """Type in which torch computes an operation on tensors and numbers."""
-    facts = [ctx.facts.nodes.get(v) if isinstance(v, fx.Node) else v for v in values]
-    samples = [torch.empty((1,) * f.rank, dtype=f.dtype) if isinstance(f, TensorFact) else f for f in facts]
-    return torch.result_type(samples[0], samples[1])
+def _common_type(ctx: Lowering, left: Any, right: Any) -> torch.dtype:
+    """Type in which torch compares two tensors, or a tensor with a number."""
+
+    def sample(value: Any) -> Any:
+        fact = ctx.facts.nodes.get(value) if isinstance(value, fx.Node) else value
+        return torch.empty((1,) * fact.rank, dtype=fact.dtype) if isinstance(fact, TensorFact) else fact
+
+    return torch.result_type(sample(left), sample(right))
 
 
 def _scaled(ctx: Lowering, node: fx.Node, other: Any, alpha: Any, dtype: torch.dtype) -> str:

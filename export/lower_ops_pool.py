@@ -25,7 +25,7 @@ def _spatial(ctx: Lowering, x: Any, count: int) -> tuple[int, ...]:
 
 
 def global_average(ctx: Lowering, node: fx.Node, x: str, *, flat: bool) -> str:
-    """GlobalAveragePool; with `flat` also without the spatial axes. onnxruntime has an integer kernel for this form only."""
+    """GlobalAveragePool, the form with an integer kernel; with `flat` the spatial axes are dropped."""
     if not flat:
         return ctx.emit(node, "GlobalAveragePool", [x])
     return ctx.emit(node, "Flatten", [ctx.emit(node, "GlobalAveragePool", [x], part="pool")], axis=1)

@@ -40,8 +40,8 @@ def flatten(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 def _reshape(ctx: Lowering, node: fx.Node, x: Any, sizes: Sequence[Any] | None) -> str:
     """Reshape with a constant shape where one exists.
 
-    A dynamic dimension becomes 0 (copied from the input) where the input has the same one on the same axis, or -1 if it is
-    the only other; a shape with more of them is computed at run time from the symbolic sizes.
+    A dynamic dimension becomes 0 (copied from the input) where the input has the same one on the same axis, or -1 if it
+    is the only other; a shape with more of them is computed at run time from the symbolic sizes.
     """
     have, want = ctx.fact(x), ctx.fact(node)
     if want.rank == 2 and have.rank >= 2 and have.pair(0) == want.pair(0) and 0 not in want.shape:
@@ -259,7 +259,7 @@ def filled(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
         shape = ctx.emit(node, "Shape", [ctx.value(a.self)], part="shape")
     else:
         shape = ctx.shape_vector(node, list(a.size))
-    return ctx.emit(node, "Expand", [ctx.builder.constant(f"{node.name}.value", element), shape])
+    return ctx.emit(node, "Expand", [ctx.builder.constant(f"{node.name}/value", element), shape])
 
 
 def arange(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:

@@ -1,8 +1,8 @@
 """Lowering of fake quantisation: QuantizeLinear/DequantizeLinear pairs, and layers with integer weights.
 
-The codes and scales written are those that the fake-quantised program computes with. Placement is the program's; what is
-decided here is the form that onnxruntime fuses into integer kernels: int8 weights behind a per-channel DequantizeLinear, a
-float bias for Conv (the runtime quantises it itself) and an int32 bias for Gemm (which it does not).
+The codes and scales written are those that the fake-quantised program computes with. Placement is the program's; what
+is decided here is the form that onnxruntime fuses into integer kernels: int8 weights behind a per-channel
+DequantizeLinear, a float bias for Conv (the runtime quantises it itself) and an int32 bias for Gemm (it does not).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ..errors import UnsupportedError, UserError
 from ..passes.quant.modules import FakeQuantize, QuantConv1d, QuantConv2d, QuantConv3d, QuantLinear
-from .lower_context import Lowering, ModuleLowering, Value
+from .lower_context import Lowering, ModuleLowering, Value, function_name
 from .lower_ops_conv import emit_conv, require_batched
 from .lower_shortcut import selection_conv
 
@@ -38,7 +38,7 @@ def fake_quantize(ctx: Lowering, node: fx.Node, module: Any) -> Value:
 def quantize_dequantize(ctx: Lowering, node: fx.Node, x: str, module: Any, path: str, *, part: str = "") -> str:
     """Emits a Q/DQ pair with the scale and zero point of a `FakeQuantize`."""
     parameters = grid_parameters(ctx, module, path)
-    prefix = f"{part}." if part else ""
+    prefix = f"{part}/" if part else ""
     codes = ctx.emit(node, "QuantizeLinear", [x, *parameters], part=f"{prefix}codes")
     return ctx.emit(node, "DequantizeLinear", [codes, *parameters], part=part)
 
@@ -113,7 +113,7 @@ def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
     quantizer = feeding_quantizer(ctx, source)
     x = ctx.value(source)
     if quantizer is not None and quantizer is not source:
-        # The runtime looks for DequantizeLinear right in front of the Gemm; a second rounding to the same grid is exact.
+        # The runtime looks for DequantizeLinear right in front of the Gemm; rounding to the same grid again is exact.
         x = quantize_dequantize(ctx, node, x, ctx.module(quantizer), str(quantizer.target), part="input")
     if ctx.fact(source).rank != 2:
         weight, _ = integer_weight(ctx, node, module, transposed=True)
@@ -143,7 +143,7 @@ def _integer_bias(ctx: Lowering, node: fx.Node, module: Any, scales: np.ndarray,
 
 
 def feeding_quantizer(ctx: Lowering, node: Any) -> fx.Node | None:
-    """The `FakeQuantize` node whose grid the values of `node` lie on, looking through operations that only move values."""
+    """The `FakeQuantize` node on whose grid the values of `node` lie, behind operations that only move values."""
     while isinstance(node, fx.Node):
         if node.op == "call_module":
             module = ctx.module(node)
@@ -151,15 +151,10 @@ def feeding_quantizer(ctx: Lowering, node: Any) -> fx.Node | None:
                 return node if module.enabled else None
             if not isinstance(module, nn.Dropout | nn.Identity):
                 return None
-        elif node.op != "call_function" or _name(node) not in _KEEPS_GRID:
+        elif node.op != "call_function" or function_name(node.target) not in _KEEPS_GRID:
             return None
         node = node.args[0]
     return None
-
-
-def _name(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else str(node.target)
 
 
 MODULES: Mapping[type[nn.Module], ModuleLowering] = {

@@ -50,7 +50,7 @@ class TensorFact:
 
 
 Fact = TensorFact | tuple["Fact", ...] | int | float | bool | None
-"""Fact about a node: one per tensor, nested as the node's value is; numbers stand for themselves (at the first size)."""
+"""Fact about a node: one per tensor, nested as the node's value is; a number stands for itself (at the first size)."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class GraphBuilder:
                 continue
             if spec.name in taken:
                 raise ValueError(f"the output name {spec.name!r} is taken by another value")
-            self.node("Identity", [source], [spec.name], name=f"{spec.name}.identity")
+            self.node("Identity", [source], [spec.name], name=f"{spec.name}/identity")
 
 
 def live_nodes(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:

@@ -30,10 +30,10 @@ def open_session(
     Args:
         model: A file, or a model in memory.
         threads: Threads inside an operation; operations run one after another.
-        literal: Switches all graph optimisation off: Q/DQ operators run as they are written, in float. The reference of the
-            numerics; slower than FP32.
-        spinning: Lets idle worker threads spin. Faster alone; with several sessions in one process they steal each other's
-            time, so it is off by default.
+        literal: Switches all graph optimisation off: Q/DQ operators run as they are written, in float. The reference of
+            the numerics; slower than FP32.
+        spinning: Lets idle worker threads spin. Faster alone; with several sessions in one process they steal each
+            other's time, so it is off by default.
         optimised: Writes the graph that the runtime made of the model there.
 
     Raises:
@@ -62,4 +62,5 @@ def open_session(
 def run(session: onnxruntime.InferenceSession, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs one batch; inputs and outputs by name."""
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(batch)), strict=True))
+    values = session.run(names, dict(batch))
+    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
