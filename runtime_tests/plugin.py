@@ -19,7 +19,7 @@ from ..environment import environment
 from ..errors import UserError
 from ..gates import CheckFile, Gates
 from ..recipe_file import read_yaml
-from ..suggest import explain
+from ..validation import explain
 from ..verdict import Verdict
 from .judge import Judge, sentence
 from .subject import Subject

@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import apply, capture, export, heal, mask, plan, quantize, rank
-    from .check import check
+    from .api import apply, capture, heal, mask, plan, quantize, rank
+    from .checking import check
     from .compress.budget import Budget
-    from .compress.heal.train import TrainSettings
+    from .compress.heal.settings import TrainSettings
     from .compress.plan import Plan
     from .compress.sensitivity.table import Sensitivity
     from .errors import Refused, UserError
     from .export.artifact import Artifact
+    from .export.export import export
     from .gates import Gates
     from .passes.program import Program
     from .pipeline import compile
@@ -32,15 +33,14 @@ _HOME = {
     "Program": "passes.program",
     "Refused": "errors",
     "Sensitivity": "compress.sensitivity.table",
-    "TrainSettings": "compress.heal.train",
+    "TrainSettings": "compress.heal.settings",
     "UserError": "errors",
     "Verdict": "verdict",
     "__version__": "version",
     "apply": "api",
     "capture": "api",
-    "check": "check",
+    "check": "checking",
     "compile": "pipeline",
-    "export": "api",
     "heal": "api",
     "load_recipe": "recipe_file",
     "mask": "api",
@@ -76,10 +76,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":  # a room that can be called: see export/__init__.py
+        return import_module(".export", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    # A submodule of the same name (check, export) would otherwise win over the function on the next look-up.
     globals()[name] = value
     return value
 

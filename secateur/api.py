@@ -11,7 +11,7 @@ from .compress.budget import Budget
 from .compress.data import Loader, LossFn, MetricFn
 from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.heal import heal as _heal
-from .compress.heal.train import TrainSettings
+from .compress.heal.settings import TrainSettings
 from .compress.plan import Plan
 from .compress.planner.plan import plan as _plan
 from .compress.quantize import quantize as _quantize

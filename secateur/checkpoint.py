@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import UserError
-from .suggest import did_you_mean
+from .errors import UserError, did_you_mean
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> None:

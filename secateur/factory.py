@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .errors import UserError
-from .suggest import did_you_mean
+from .errors import UserError, did_you_mean
 
 
 class DataSpec(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .environment import environment
 from .errors import UserError
 from .progress import Reporter, Silent
 from .recipe import Recipe
@@ -93,25 +93,6 @@ def resume(directory: str | Path, *, until: str, reporter: Reporter | None = Non
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
     with run.locked():
         return _run_steps(run, recipe, until, reporter or Silent(), again=again)
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers of a run were measured with."""
-    import numpy
-    import onnx
-    import onnxruntime
-
-    from .export.latency import cpu_facts
-
-    return {
-        "secateur": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        **cpu_facts(),
-    }
 
 
 def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:

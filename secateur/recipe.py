@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .compress.budget import Budget
-from .compress.heal.train import TrainSettings
+from .compress.heal.settings import TrainSettings
 from .export.targets import TARGETS
 from .factory import DataSpec
 from .gates import AccuracyGate, Gates, LatencyGate

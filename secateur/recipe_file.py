@@ -6,15 +6,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from .errors import UserError
 from .recipe import Recipe
-from .suggest import did_you_mean
+from .errors import UserError, did_you_mean
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -55,7 +54,7 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
         raise UserError(
             f"the recipe has {error.error_count()} error{'s' if error.error_count() > 1 else ''}",
             where=where,
-            why="; ".join(_explain(entry) for entry in error.errors()),
+            why=explain(error, Recipe),
             hint="mend these keys; `secateur init` writes a recipe in which every key is explained",
         ) from None
 
@@ -122,27 +121,3 @@ def _variable(match: re.Match[str], where: str, key: str) -> str:
             f"the environment has no {name}", where=f"{where}, key {key}", hint=f"export {name}=…, or write ${{{name}:-default}}"
         )
     return value
-
-
-def _explain(entry: Any) -> str:
-    keys = [str(part) for part in entry["loc"]]
-    if entry["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(keys)}{did_you_mean(keys[-1], _known_keys(keys[:-1]))}"
-    if entry["type"] == "missing":
-        return f"missing key {'.'.join(keys)}"
-    message = entry["msg"].removeprefix("Value error, ")
-    given = f" (given: {entry['input']!r})" if isinstance(entry["input"], str | int | float | bool) else ""
-    return f"{'.'.join(keys) or 'recipe'}: {message}{given}"
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    """The keys that the section at `path` has."""
-    model: Any = Recipe
-    for key in path:
-        annotation = model.model_fields[key].annotation if key in model.model_fields else None
-        candidates = [annotation, *get_args(annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import inputs
-from .check import check
+from .checking import check
 from .compress.cost.model import count
 from .compress.data import LossFn, MetricFn
 from .compress.heal.evaluate import evaluate
@@ -184,13 +184,42 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
     return {
         "score_before": {"test": evaluate(result.start, context.data.test, context.metric).metric},
         "score": context.score(result.program),
+        "chosen": result.chosen,
         "history": result.history,
     }
 
 
 def _quantize(context: Context, folder: Path) -> dict[str, Any]:
-    spec = context.recipe.quantize
-    raise NotImplementedError
+    spec, data = context.recipe.quantize, context.data
+    automatic = spec.when == "auto" and data.validation is not None
+    if spec.when == "auto" and not automatic:
+        context.reporter.note("there is no validation split, so the INT8 network is trained without asking")
+    result = quantize(
+        context.program("heal"),
+        data.calibration,
+        scheme=context.target.scheme,
+        samples=spec.samples,
+        observer=spec.observer,
+        qat=None if spec.when == "never" else spec.qat,
+        tolerance=spec.tolerance if automatic else None,
+        train=data.train,
+        loss=context.loss,
+        teacher=context.program("capture"),
+        validation=data.validation,
+        metric=context.metric,
+        state_dir=folder / "state",
+        progress=context.progress("quantize"),
+    )
+    result.program.save(folder / PROGRAM)
+    stays_float = {name: str(refused) for name, refused in result.journal}
+    for name, reason in stays_float.items():
+        context.reporter.note(f"{name} stays float: {reason}")
+    return {
+        "score": context.score(result.program),
+        "chosen": result.chosen,
+        "float": stays_float,
+        "history": result.history,
+    }
 
 
 def _export(context: Context, folder: Path) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import EnvironmentLacksError, UserError
 from ..export.latency import cpu_facts
 from ..export.targets import TARGETS, Target
-from ..suggest import did_you_mean
+from ..errors import EnvironmentLacksError, UserError, did_you_mean
 
 _PACKAGES = ("secateur", "torch", "numpy", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "pydantic")
 

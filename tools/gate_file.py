@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..gates import CheckFile
 from ..recipe_file import parse_recipe, read_yaml
 from ..steps import STEPS
+from ..validation import explain
 
 
 def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tuple[Path, CheckFile]:
@@ -49,10 +50,9 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
     try:
         return artifact, CheckFile.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
             "the gates are not valid",
-            where=f"{file or source}, key {'.'.join(str(part) for part in first['loc'])}",
-            why=first["msg"].removeprefix("Value error, "),
+            where=str(file or source),
+            why=explain(error, CheckFile),
             hint="limits look like: latency: {max: 60%}, accuracy: {max_drop: 1.0}, size: {max: 300kB}",
         ) from None

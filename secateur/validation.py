@@ -1,25 +1,13 @@
-"""Says what is wrong with a word or with a document, and what was probably meant."""
+"""Says what is wrong with a document that pydantic refused, and which key was probably meant."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that looks most like `word`, or None if none is near."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
-
-
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """The suggestion as a suffix of a message: ` (did you mean x?)`, or nothing if no candidate is near."""
-    found = nearest(word, candidates)
-    return f" (did you mean {found}?)" if found and found != word else ""
+from .errors import did_you_mean
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

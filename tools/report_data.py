@@ -1,0 +1,101 @@
+"""Collects from a run directory what its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..compress.plan import Plan
+from ..compress.sensitivity.table import Sensitivity
+from ..recipe_file import read_yaml
+from ..run_directory import RunDirectory
+from ..steps import PLAN, STEPS, TABLE
+from ..verdict import Verdict
+from .report import GroupRow, ReportData, Stage
+from .summary import stages
+
+
+def report_data(source: Path, command: str = "") -> ReportData:
+    """What the report of a finished run shows.
+
+    Args:
+        source: The run directory.
+        command: What was typed.
+
+    Raises:
+        UserError: There is no run, or it stopped before its plan.
+    """
+    run = RunDirectory.existing(source)
+    manifest = run.manifest()
+    facts = {name: record.facts for name, step in STEPS.items() if (record := run.record(step.folder))}
+    recipe = read_yaml(run.recipe_file, what="resolved recipe")
+    verdict = _verdict(run)
+    table = Sensitivity.load(run.folder(STEPS["rank"].folder) / TABLE)
+    return ReportData(
+        title=source.resolve().name,
+        command=command or f"secateur compile {run.recipe_file} --out {source}",
+        stages=[Stage(**row) for row in stages(facts, verdict.gates if verdict else ())],
+        groups=list(_groups(run, table)),
+        verdict=verdict,
+        metric=recipe["metric"],
+        score_unit=table.unit,
+        facts=list(_facts(manifest, facts, recipe)),
+        notes=list(_notes(facts)),
+        files=_files(run),
+    )
+
+
+def _verdict(run: RunDirectory) -> Verdict | None:
+    path = run.folder(STEPS["check"].folder) / "verdict.json"
+    return Verdict.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _groups(run: RunDirectory, table: Sensitivity) -> Iterator[GroupRow]:
+    plan = Plan.load(run.folder(STEPS["plan"].folder) / PLAN)
+    for name, line in plan.groups.items():
+        scores = table.groups.get(name)
+        yield GroupRow(
+            name=name,
+            total=line.width,
+            kept=len(line.kept),
+            delta_loss=line.delta_loss if line.removed else None,
+            std_error=line.std_error if line.removed else None,
+            reason=line.reason,
+            frozen=scores is None,
+            scores=scores.delta_loss.tolist() if scores else (),
+            score_errors=scores.std_error.tolist() if scores else (),
+            removed=line.removed,
+        )
+
+
+def _facts(manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in manifest.get("environment", {}).items():
+        yield key, " ".join(value) if isinstance(value, list) else str(value)
+    yield "seed", str(recipe["seed"])
+    rank = facts["rank"]
+    yield "ranking", ", ".join(f"{key} {value}" for key, value in rank.items() if key not in {"torch", "seed"})
+    yield "healing", facts["heal"]["chosen"]
+    yield "quantisation", facts["quantize"]["chosen"]
+    for name, record in manifest["steps"].items():
+        yield f"seconds, {name}", f"{record['seconds']:.1f}"
+
+
+def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
+    capture = facts["capture"]
+    if capture["static_batch"]:
+        yield f"the batch size is fixed: {capture['static_batch']}"
+    for name, reason in capture["frozen"].items():
+        yield f"{name} stays whole: {reason}"
+    for name, reason in facts["quantize"]["float"].items():
+        yield f"{name} stays float: {reason}"
+    yield from facts.get("export", {}).get("notes", ())
+
+
+def _files(run: RunDirectory) -> Mapping[str, Mapping[str, Any]]:
+    folder = run.folder(STEPS["export"].folder)
+    if not (folder / "manifest.json").is_file():
+        return {}
+    from ..export.artifact import Artifact
+
+    return Artifact.load(folder).manifest["files"]
