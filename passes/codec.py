@@ -87,6 +87,8 @@ def decode(data: Any, nodes: Mapping[str, fx.Node] | None = None, tensors: Mappi
             return slice(*(decode(part, nodes) for part in content))
         if kind in _SCALARS:
             return _SCALARS[kind](content)
+    except CodecError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CodecError(f"{kind} {content!r} means nothing") from error
     raise CodecError(f"unknown kind of value {kind!r}")

@@ -145,7 +145,7 @@ def _graph(document: Mapping[str, Any]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
     for entry in document["nodes"]:
         args, kwargs = decode(entry["args"], nodes), decode(entry["kwargs"], nodes)
-        _check_names(kwargs, str.isidentifier)
+        _check_names([entry["name"], *kwargs], str.isidentifier)
         node = graph.create_node(entry["op"], _target(entry, document), args, kwargs, name=entry["name"])
         node.meta.update({key: entry[key] for key in ("path", "source") if key in entry})
         nodes[entry["name"]] = node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,11 +64,11 @@ class Program:
 
     def clone(self, *, step: str | None = None) -> Program:
         """A deep copy (weights too), with `step` appended to its history."""
-        return replace(
-            self,
-            graph_module=copy.deepcopy(self.graph_module),
-            history=self.history + ((step,) if step else ()),
-        )
+        with warnings.catch_warnings():
+            # torch deprecates a class of its own that copying its input signature still touches.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            graph_module = copy.deepcopy(self.graph_module)
+        return replace(self, graph_module=graph_module, history=self.history + ((step,) if step else ()))
 
     def run_example(self) -> Any:
         """Runs the network on its example inputs, without gradients."""
@@ -86,11 +87,16 @@ class Program:
         """The groups of units that can be removed, and those that cannot with the reason."""
         return self.analysis.groups
 
-    def save(self, directory: str | Path) -> None:
-        """Writes the program without pickle: `graph.json` and `weights.safetensors` (see `serialize`)."""
+    def save(self, directory: str | Path, *, pt2: bool = False) -> None:
+        """Writes the program without pickle: `graph.json` and tensors as safetensors (see `serialize`).
+
+        Args:
+            directory: A directory for the program alone.
+            pt2: Writes a `program.pt2` of `torch.export.save` as well, for readers without secateur.
+        """
         from .serialize import save
 
-        save(self, Path(directory))
+        save(self, Path(directory), pt2=pt2)
 
     @staticmethod
     def load(directory: str | Path) -> Program:

@@ -1,6 +1,7 @@
 """A captured program is the user's model: same values, same names, same behaviour in training."""
 
 import copy
+import functools
 import inspect
 import re
 from collections import namedtuple
@@ -28,6 +29,18 @@ def call(network, inputs):
     return network(**inputs) if isinstance(inputs, dict) else network(*inputs)
 
 
+@functools.cache
+def _captured(name):
+    model, inputs = NETS[name]()
+    return model, inputs, capture(model, inputs)
+
+
+def captured(name):
+    """Model, inputs and program, each the test's own."""
+    model, inputs, program = _captured(name)
+    return copy.deepcopy(model), inputs, program.clone()
+
+
 def assert_equal(left, right):
     left, left_spec = pytree.tree_flatten(left)
     right, right_spec = pytree.tree_flatten(right)
@@ -42,8 +55,7 @@ def total(output):
 
 @pytest.mark.parametrize("name", NETS)
 def test_computes_the_same_in_eval_and_training(name):
-    model, inputs = NETS[name]()
-    program = capture(model, inputs)
+    model, inputs, program = captured(name)
     assert program.static_batch is None
     other = rebatch(inputs, 5)
     with torch.no_grad():
@@ -58,9 +70,9 @@ def test_computes_the_same_in_eval_and_training(name):
         total(output).backward()
         outputs.append(output)
     assert_equal(*outputs)
-    captured = dict(program.graph_module.named_parameters())
+    parameters = dict(program.graph_module.named_parameters())
     for parameter_name, parameter in model.named_parameters():
-        torch.testing.assert_close(captured[parameter_name].grad, parameter.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parameters[parameter_name].grad, parameter.grad, rtol=1e-5, atol=1e-7)
     buffers = dict(program.graph_module.named_buffers())
     assert_equal(buffers, {key: value for key, value in model.named_buffers() if key in buffers})
     assert len(buffers) == len(dict(model.named_buffers()))
@@ -85,8 +97,7 @@ def test_keeps_names_and_leaves_the_model_alone(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_weighted_call_is_a_layer_and_every_node_is_described(name):
-    model, inputs = NETS[name]()
-    program = capture(model, inputs)
+    model, _, program = captured(name)
     operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [o for o in operations if any(word in o for word in ("conv", "linear", "norm", "dropout", "embedding"))]
     assert not [o for o in operations if o.split(".")[1].endswith("_")]
@@ -100,8 +111,7 @@ def test_every_weighted_call_is_a_layer_and_every_node_is_described(name):
 
 
 def test_residual_network_reads_like_the_model():
-    model, inputs = NETS["resnet_a"]()
-    program = capture(model, inputs)
+    _, _, program = captured("resnet_a")
     names = [node.name for node in program.graph.nodes]
     assert {"conv1", "layer1_0_conv1", "layer1_0_relu", "layer1_0_add", "layer2_0_shortcut_pad", "linear"} <= set(names)
     add = next(node for node in program.graph.nodes if node.name == "layer2_0_add")
@@ -113,8 +123,7 @@ def test_residual_network_reads_like_the_model():
 
 
 def test_a_module_called_twice_is_one_module_and_ties_stay_tied():
-    model, inputs = NETS["shared"]()
-    program = capture(model, inputs)
+    _, _, program = captured("shared")
     calls = [str(node.target) for node in program.graph.find_nodes(op="call_module")]
     assert calls.count("shared") == 2
     assert {"first", "second"} <= set(calls)
@@ -123,8 +132,7 @@ def test_a_module_called_twice_is_one_module_and_ties_stay_tied():
 
 
 def test_one_kernel_with_two_dilations_is_two_layers_with_one_parameter():
-    model, inputs = NETS["shared_kernel"]()
-    program = capture(model, inputs)
+    _, _, program = captured("shared_kernel")
     convolutions = [m for m in program.graph_module.modules() if isinstance(m, nn.Conv2d)]
     assert {m.dilation for m in convolutions} == {(1, 1), (2, 2)}
     assert convolutions[0].weight is convolutions[1].weight
