@@ -29,7 +29,8 @@ types: .venv/.dev
 	rm -rf build $(COPY)
 	$(INSTALL) --quiet --no-deps --no-build-isolation --target $(COPY) .
 	rm -rf build
-	cd $(COPY) && $(CURDIR)/$(BIN)/pyright --pythonpath $(CURDIR)/$(BIN)/python --project $(CURDIR)/pyrightconfig.json
+	cp .ci/pyrightconfig.json $(COPY)
+	$(BIN)/pyright --pythonpath $(BIN)/python --project $(COPY)
 
 layers: .venv/.dev
 	$(BIN)/python -m pytest tests/test_layers.py

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = ["compile", "rank", "plan", "apply", "heal", "quantize", "export", "check", "inspect", "doctor", "init"]
 ROOMS = ("secateur", "compress", "passes", "export", "runtime_tests", "tools", "examples")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -90,7 +91,7 @@ def test_python_dash_m_works_from_the_installed_copy(installed, tmp_path):
     out = run_installed(installed, "-m", "secateur", "--version", cwd=tmp_path)
     assert PROJECT["project"]["version"] in out
     help_text = run_installed(installed, "-m", "secateur", "--help", cwd=tmp_path)
-    for command in ("compile", "rank", "plan", "apply", "heal", "quantize", "export", "check", "inspect", "doctor", "init"):
+    for command in COMMANDS:
         assert command in help_text
 
 
