@@ -1,4 +1,4 @@
-"""Greedy search: cut where the least predicted loss buys the most, until the budgets hold; then give back what fits."""
+"""Greedy search: cut where the least predicted loss buys the most, then give back and exchange what fits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from .problem import Problem
 def greedy(problem: Problem) -> np.ndarray:
     """Chooses widths by predicted loss for cost saved.
 
-    Every move takes one group to its next allowed width; its gain is the share of each overrun that it removes (never
-    more than is left of it), summed over the budgets that do not hold yet. The move with the least predicted loss per
-    gain is taken until all budgets hold. Then units are given back, dearest loss first, as long as they fit.
-
-    Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price
-    would prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest
-    gain goes first.
+    Cuts from full width until all budgets hold, gives back what fits, and then improves: every group in turn is held one
+    step narrower or wider while the others are cut and given back around it; what lowers the predicted loss stays.
 
     Args:
         problem: One whose smallest widths are within the limits.
@@ -24,29 +19,67 @@ def greedy(problem: Problem) -> np.ndarray:
     Returns:
         int64 [groups]: position of each group in its allowed widths.
     """
-    position = np.zeros(len(problem.choices), dtype=np.int64)
+    start = np.zeros(len(problem.choices), dtype=np.int64)
+    position = give_back(problem, cut(problem, start))
+    improved = True
+    while improved:
+        improved = False
+        for held in range(len(position)):
+            for step in (1, -1):
+                trial = position.copy()
+                trial[held] += step
+                if not 0 <= trial[held] <= problem.last[held]:
+                    continue
+                trial = give_back(problem, cut(problem, trial, held), held)
+                # By more than rounding, so that the search ends.
+                gained = problem.rise(position) - problem.rise(trial)
+                if problem.fits(trial[None])[0] and gained > 1e-9 * abs(problem.rise(position)):
+                    position, improved = trial, True
+    return position
+
+
+def cut(problem: Problem, position: np.ndarray, held: int | None = None) -> np.ndarray:
+    """Narrows groups until all budgets hold, or nothing is left to cut.
+
+    Every move takes one group to its next allowed width. Its gain is the share of each overrun that it removes (never
+    more than is left of it), summed over the budgets that do not hold yet; the least predicted loss per gain goes first.
+
+    Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price
+    would prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest
+    gain goes first.
+
+    Args:
+        problem: The problem.
+        position: Where to start.
+        held: A group that stays as it is.
+    """
+    position = position.copy()
     cost = problem.costs(position[None])[0]
     while (cost > problem.limits).any():
         moves = np.flatnonzero(position < problem.last)
+        moves = moves[moves != held]
+        if not len(moves):
+            break
         after = problem.costs(position + _one_hot(moves, len(position)))
         over = np.maximum(cost - problem.limits, 0)
         gain = (np.minimum(cost - after, over) / np.maximum(over, 1)).sum(axis=1)
-        rise = np.maximum(_rises(problem, position, moves), 0.0)
+        rise = np.maximum(_rises(problem, position, position + 1, moves), 0.0)
         # A move that saves nothing that counts comes last, even if it is free.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            price = np.where(gain > 0, rise / gain, np.inf)
+        price = np.full(len(moves), np.inf)
+        np.divide(rise, gain, out=price, where=gain > 0)
         best = np.lexsort((moves, -gain, price))[0]
         position[moves[best]] += 1
         cost = after[best]
-    return give_back(problem, position)
+    return position
 
 
-def give_back(problem: Problem, position: np.ndarray) -> np.ndarray:
+def give_back(problem: Problem, position: np.ndarray, held: int | None = None) -> np.ndarray:
     """Widens groups, one step at a time and the dearest loss first, as long as the budgets hold."""
     position = position.copy()
     while True:
         moves = np.flatnonzero(position > 0)
-        regained = _rises(problem, position - 1, moves, of=position)
+        moves = moves[moves != held]
+        regained = _rises(problem, position - 1, position, moves)
         fits = problem.fits(position - _one_hot(moves, len(position))) & (regained > 0)
         if not fits.any():
             return position
@@ -88,10 +121,9 @@ def _above(problem: Problem, level: float) -> np.ndarray:
     return position
 
 
-def _rises(problem: Problem, position: np.ndarray, moves: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
-    """Predicted rise [moves] of taking each of these groups from `position` one step down (or to `of`)."""
-    to = position + 1 if of is None else of
-    return np.array([problem.choices[i].rise[to[i]] - problem.choices[i].rise[position[i]] for i in moves])
+def _rises(problem: Problem, before: np.ndarray, after: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Predicted rise [moves] of taking each of these groups from one position to another."""
+    return np.array([problem.choices[i].rise[after[i]] - problem.choices[i].rise[before[i]] for i in moves])
 
 
 def _one_hot(moves: np.ndarray, width: int) -> np.ndarray:

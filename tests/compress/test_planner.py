@@ -1,0 +1,230 @@
+"""Plans against exhaustive search, against counting the rewritten network, and the refusals."""
+
+import functools
+import itertools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from nets import NETS
+from secateur.compress.budget import Budget
+from secateur.compress.cost.model import CostModel, count
+from secateur.compress.planner.greedy import greedy, threshold
+from secateur.compress.planner.plan import plan
+from secateur.compress.planner.problem import Problem, grid_step, make_choices
+from secateur.compress.sensitivity.table import Scores, Sensitivity
+from secateur.export.targets import ORT_CPU
+from secateur.passes.capture import capture
+from secateur.passes.prune import apply
+
+from secateur.errors import BudgetError, ExitCode, UserError
+
+
+@functools.cache
+def captured(name):
+    program = capture(*NETS[name]())
+    return program, CostModel.of(program)
+
+
+def scores(program, seed, negative=False):
+    rng = np.random.default_rng(seed)
+    groups = {}
+    for group in program.groups:
+        if group.frozen is None:
+            values = rng.lognormal(0, 1.5, group.width) * rng.lognormal(0, 1)
+            if negative:
+                values *= rng.choice([-1, 1, 1], group.width)
+            groups[group.name] = Scores(values, 0.1 * np.abs(values))
+    return Sensitivity("hap", "loss", groups, {"seed": seed})
+
+
+def make(name="resnet_b", seed=0, negative=False, **options):
+    program, _ = captured(name)
+    options = {"target": ORT_CPU, "budget": Budget(macs="60%"), **options}
+    return program, plan(program, scores(program, seed, negative), **options)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(["resnet_a", "resnet_b", "mobilenet", "densenet", "plain", "resnext"]),
+    seed=st.integers(0, 1000),
+    negative=st.booleans(),
+    by=st.sampled_from(["gain", "sensitivity"]),
+    params=st.none() | st.floats(5, 110),
+    macs=st.none() | st.floats(5, 110),
+    floor=st.sampled_from([0.0, 0.1, 0.5]),
+    align=st.sampled_from([1, 4, 8]),
+)
+def test_a_plan_keeps_its_promises(name, seed, negative, by, params, macs, floor, align):
+    assume(params or macs)
+    program, model = captured(name)
+    given_ = {k: f"{v}%" for k, v in (("params", params), ("macs", macs)) if v}
+    budget, target = Budget(**given_), replace(ORT_CPU, align_int8=align)
+    try:
+        _, made = make(name, seed, negative, by=by, budget=budget, floor=floor, target=target)
+    except BudgetError:
+        return
+    # The budgets hold on the network that apply really returns, and the prediction of its cost is exact.
+    smaller = count(apply(program, made.keep(), allow_unchanged=True))
+    assert smaller == made.planned and made.dense == model.dense
+    for key, text in given_.items():
+        assert getattr(smaller, key) <= float(text[:-1]) / 100 * getattr(made.dense, key) + 1
+    table = scores(program, seed, negative)
+    for group in program.groups:
+        line, step = made.groups[group.name], grid_step(group, align)
+        kept = group.width - len(line.removed)
+        if group.frozen is not None:
+            assert not line.removed and line.reason.startswith("frozen")
+            continue
+        assert kept == group.width or (kept % step == 0 and kept >= max(step, floor * group.width))
+        values = table.groups[group.name].delta_loss
+        gone, stay = values[list(line.removed)], values[list(line.kept)]
+        # The least sensitive units go, in that order.
+        assert (np.diff(gone) >= 0).all() and (not len(gone) or gone.max() <= stay.min())
+        assert line.delta_loss == pytest.approx(gone.sum(), rel=1e-2, abs=1e-9)
+        errors = table.groups[group.name].std_error[list(line.removed)]
+        assert line.std_error == pytest.approx(np.sqrt((errors**2).sum()), rel=1e-2, abs=1e-12)
+    made.check(program)
+
+
+def problem(name, seed, limits):
+    program, model = captured(name)
+    choices = make_choices(program.groups, scores(program, seed), align=4, floor=0.1, ignore=())
+    return Problem(choices, model, np.asarray(limits))
+
+
+@pytest.mark.parametrize("name", ["resnet_b", "plain", "mobilenet", "preact"])
+def test_greedy_is_near_the_optimum_of_exhaustive_search(name):
+    program, model = captured(name)
+    dense = np.array([model.dense.params, model.dense.macs])
+    rng = np.random.default_rng(0)
+    ratios = []
+    for trial in range(40):
+        free = problem(name, trial, dense)
+        every = np.array(list(itertools.product(*[range(len(c.widths)) for c in free.choices])))
+        costs, rises = free.costs(every), np.array([free.rise(p) for p in every])
+        limits = (costs.min(0) + rng.uniform(0.02, 0.95, 2) * (dense - costs.min(0))).astype(np.int64)
+        if trial % 3 < 2:
+            limits[trial % 3] = dense[trial % 3]
+        limited = Problem(free.choices, model, limits)
+        optimum = rises[(costs <= limits).all(1)].min()
+        found = greedy(limited)
+        assert limited.fits(found[None])[0]
+        assert limited.fits(threshold(limited)[None])[0]
+        ratios.append((limited.rise(found) + 1e-12) / (optimum + 1e-12))
+    assert min(ratios) >= 1 - 1e-9
+    assert max(ratios) < 1.25 and np.mean(ratios) < 1.02
+
+
+def test_nothing_more_could_be_given_back():
+    program, made = make(seed=3)
+    model = CostModel.of(program)
+    widths = {name: line.width - len(line.removed) for name, line in made.groups.items()}
+    for name, line in made.groups.items():
+        if line.removed and line.delta_loss > 0:
+            wider = min(line.width, widths[name] + 4)
+            assert model.cost({**widths, name: wider}).macs > 0.6 * made.dense.macs
+
+
+def test_sensitivity_is_one_threshold_for_all_groups():
+    program, made = make(seed=5, by="sensitivity", floor=0.0, target=replace(ORT_CPU, align_int8=1))
+    table = scores(program, 5)
+    gone = [table.groups[n].delta_loss[list(line.removed)] for n, line in made.groups.items() if line.removed]
+    # Groups that would be emptied keep their best unit though it lies under the threshold.
+    stay = [
+        table.groups[n].delta_loss[list(line.kept)]
+        for n, line in made.groups.items()
+        if n in table.groups and len(line.kept) > 1
+    ]
+    assert np.concatenate(gone).max() <= np.concatenate(stay).min()
+
+
+def test_free_cuts_are_taken_by_what_they_save():
+    """Negative scores must not make a tiny saving look better than a large one."""
+    program, model = captured("resnet_b")
+    table = scores(program, 0)
+    names = list(table.groups)
+    saved = {n: model.dense.macs - model.cost({n: 4}).macs for n in names}
+    small, large = min(saved, key=saved.get), max(saved, key=saved.get)
+    groups = {
+        n: Scores(np.full(len(s.delta_loss), -1e-3 if n in (small, large) else 1.0), s.std_error)
+        for n, s in table.groups.items()
+    }
+    limit = (model.dense.macs - saved[large] // 2) / model.dense.macs
+    made = plan(program, Sensitivity("hap", "loss", groups), target=ORT_CPU, budget=Budget(macs=f"{100 * limit}%"))
+    assert made.groups[large].removed and not any(made.groups[n].removed for n in names if n not in (small, large))
+
+
+def test_a_budget_that_already_holds_keeps_everything():
+    _, made = make(budget=Budget(macs="100%", params="1G"))
+    assert made.keep() == {} and made.planned == made.dense and made.delta_loss == 0
+
+
+def test_the_same_input_gives_the_same_plan():
+    assert make(seed=7)[1] == make(seed=7)[1]
+
+
+def test_ignored_groups_stay_whole():
+    _, made = make(ignore=("layer1.*", "conv1"))
+    for name in ("conv1", "layer1.0.conv1"):
+        assert not made.groups[name].removed and made.groups[name].reason.startswith("ignored")
+    assert made.keep()
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(UserError, match="matches no group") as caught:
+        make(ignore=("layer9.*",))
+    assert "layer1.0.conv1" in caught.value.hint
+
+
+def test_groups_without_a_score_stay_whole():
+    program, _ = captured("resnet_b")
+    table = scores(program, 0)
+    some = {n: s for n, s in table.groups.items() if n != "layer2.0.conv1"}
+    made = plan(program, replace(table, groups=some), target=ORT_CPU, budget=Budget(macs="70%"))
+    assert made.groups["layer2.0.conv1"].reason == "no score"
+
+
+@pytest.mark.parametrize("budget", [{"macs": "2%"}, {"params": "1k"}, {"params": "3%", "macs": "0.001M"}])
+def test_an_infeasible_budget_names_the_nearest_that_can_be_met(budget):
+    with pytest.raises(BudgetError, match="cannot be met") as caught:
+        make(budget=Budget(**budget))
+    assert caught.value.code == ExitCode.GATE
+    nearest = dict(re.findall(r"--max-(\w+) (\S+?)[;\s]", caught.value.hint))
+    assert set(nearest) == set(budget)
+    _, made = make(budget=Budget(**nearest))  # as typed
+    # A little less cannot be met.
+    for name, text in nearest.items():
+        unit = text.lstrip("0123456789.")
+        less = {**nearest, name: f"{0.995 * float(text.removesuffix(unit))}{unit}"}
+        with pytest.raises(BudgetError):
+            make(budget=Budget(**less))
+
+
+@pytest.mark.parametrize("budget", [{}, {"latency": "50%"}, {"accuracy_drop": 1.0, "size": "1MB"}])
+def test_a_plan_needs_a_budget_it_can_plan_for(budget):
+    with pytest.raises(UserError, match=next(iter(budget), "no budget")) as caught:
+        make(budget=Budget(**budget))
+    assert "--max-macs" in caught.value.hint
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(UserError, match=r"did you mean gain\?"):
+        make(by="gains")
+    for floor in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="floor"):
+            make(floor=floor)
+
+
+def test_sensitivities_of_another_program_are_refused():
+    program, _ = captured("resnet_b")
+    for wrong in (
+        Sensitivity("x", "loss", {"nowhere": Scores(np.ones(8), np.zeros(8))}),
+        Sensitivity("x", "loss", {"conv1": Scores(np.ones(9), np.zeros(9))}),
+    ):
+        with pytest.raises(UserError, match=r"nowhere|conv1") as caught:
+            plan(program, wrong, target=ORT_CPU, budget=Budget(macs="60%"))
+        assert caught.value.hint == "rank this program"
