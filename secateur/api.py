@@ -61,7 +61,9 @@ def rank(
     return _rank(program, loader, loss or cross_entropy, method=method, **options)
 
 
-def plan(program: Program, table: Sensitivity, *, target: str | Target = "ort-cpu", budget: Budget, **options: Any) -> Plan:
+def plan(
+    program: Program, table: Sensitivity, *, target: str | Target = "ort-cpu", budget: Budget, **options: Any
+) -> Plan:
     """Decides how many units every group keeps, so that the budget is met at the least predicted rise of the loss.
 
     Raises:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import UserError
@@ -74,15 +75,25 @@ def check(
 
 
 def _command(artifact: Path, folder: Path, junit: str | Path | None) -> list[str]:
-    # -P: the current directory must not hide installed packages. -c and --rootdir: the user's configuration and
-    # conftest files stay out. importlib mode: no test directory enters sys.path.
-    command = [sys.executable, "-P", "-m", "pytest", "-c", str(folder / "pytest.ini"), f"--rootdir={folder}"]
+    # -P: the current directory must not hide installed packages. -c, --rootdir, --confcutdir and the suite as a path:
+    # no configuration and no conftest of the user's takes part. importlib mode: no test directory enters sys.path.
+    suite = _suite()
+    command = [sys.executable, "-P", "-m", "pytest", str(suite), f"--confcutdir={suite}"]
+    command += ["-c", str(folder / "pytest.ini"), f"--rootdir={folder}"]
     command += ["-p", "no:cacheprovider", "-p", "secateur.runtime_tests.plugin", "--import-mode=importlib", "-q"]
     command += ["--artifact", str(artifact), "--gates", str(folder / "gates.yaml")]
     command += ["--verdict", str(folder / "verdict.json"), "--color=no"]
     if junit is not None:
         command += [f"--junitxml={Path(junit).absolute()}", "-o", "junit_suite_name=secateur"]
-    return [*command, "--pyargs", "secateur.runtime_tests"]
+    return command
+
+
+def _suite() -> Path:
+    """Where the gate suite is installed."""
+    spec = find_spec("secateur.runtime_tests")
+    if spec is None or spec.origin is None:
+        raise SuiteCrashed("secateur.runtime_tests is missing from this installation")
+    return Path(spec.origin).parent
 
 
 def _environment() -> dict[str, str]:

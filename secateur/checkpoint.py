@@ -35,7 +35,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = 
         raise UserError(
             f"the checkpoint does not fit the model: {len(missing)} keys missing, {len(unknown)} unknown",
             where=str(path),
-            why=_list("missing", missing, list(state)) + ("; " if missing and unknown else "") + _list("unknown", unknown, []),
+            why=_list("missing", missing, list(state))
+            + ("; " if missing and unknown else "")
+            + _list("unknown", unknown, []),
             hint="check model.factory and model.args: another shortcut, head or depth gives other names",
         )
     wrong = [n for n in state if state[n].shape != expected[n].shape]
@@ -49,7 +51,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = 
         )
     broken = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
-        raise UserError("the checkpoint holds NaN or infinity", where=f"{path}, tensor {broken[0]}", hint="take an earlier checkpoint")
+        raise UserError(
+            "the checkpoint holds NaN or infinity",
+            where=f"{path}, tensor {broken[0]}",
+            hint="take an earlier checkpoint",
+        )
     model.load_state_dict({**{n: expected[n] for n in optional}, **state}, strict=True)
 
 
@@ -60,7 +66,12 @@ def _read(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError("the checkpoint is not a safetensors file", where=str(path), why=str(error), hint="save it again with safetensors") from None
+            raise UserError(
+                "the checkpoint is not a safetensors file",
+                where=str(path),
+                why=str(error),
+                hint="save it again with safetensors",
+            ) from None
     if not allow_pickle:
         raise UserError(
             "secateur does not load pickled checkpoints by itself",
@@ -76,7 +87,9 @@ def _read(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError("the checkpoint is not a state dict", where=str(path), hint="save model.state_dict() as safetensors")
+        raise UserError(
+            "the checkpoint is not a state dict", where=str(path), hint="save model.state_dict() as safetensors"
+        )
     prefix = "module."  # left by nn.DataParallel
     return {k.removeprefix(prefix): v for k, v in state.items()} if all(k.startswith(prefix) for k in state) else state
 

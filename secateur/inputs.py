@@ -48,7 +48,8 @@ def load_model(spec: ModelSpec) -> nn.Module:
     model = call_factory(spec.factory, spec.args, where="model.factory")
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"the model factory returned {type(model).__name__}, not an nn.Module", where=f"model.factory {spec.factory}"
+            f"the model factory returned {type(model).__name__}, not an nn.Module",
+            where=f"model.factory {spec.factory}",
         )
     if spec.checkpoint:
         load_checkpoint(model, spec.checkpoint, allow_pickle=spec.allow_pickle)
@@ -88,7 +89,9 @@ def example_inputs(loader: Loader, samples: int = 2) -> tuple[tuple[Any, ...], d
     """
     first = list(itertools.islice(loader, 1))
     if not first:
-        raise UserError("the loader yields no batch", where="data.factory", hint="check the data path and the split sizes")
+        raise UserError(
+            "the loader yields no batch", where="data.factory", hint="check the data path and the split sizes"
+        )
     args, kwargs, _ = split_batch(first[0])
     args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t[:samples].clone(), (args, dict(kwargs)))
     return args, kwargs

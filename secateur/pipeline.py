@@ -80,7 +80,9 @@ def compile(
         return _run_steps(run, recipe, until, reporter or Silent())
 
 
-def resume(directory: str | Path, *, until: str, reporter: Reporter | None = None, again: bool = False) -> CompileResult:
+def resume(
+    directory: str | Path, *, until: str, reporter: Reporter | None = None, again: bool = False
+) -> CompileResult:
     """Continues a run directory with its own recipe, up to and including step `until`.
 
     Args:
@@ -112,7 +114,9 @@ def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
     run.write_manifest({**run.manifest(), "environment": environment(), "seed": recipe.seed})
 
 
-def _run_steps(run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False) -> CompileResult:
+def _run_steps(
+    run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False
+) -> CompileResult:
     torch.manual_seed(recipe.seed)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)

@@ -10,7 +10,7 @@ from .compress.budget import Budget
 from .compress.heal.settings import TrainSettings
 from .export.targets import TARGETS
 from .factory import DataSpec
-from .gates import AccuracyGate, Gates, LatencyGate
+from .gates import Gates
 
 
 class Section(BaseModel):

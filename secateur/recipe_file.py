@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from .errors import UserError
 from .recipe import Recipe
-from .errors import UserError, did_you_mean
+from .validation import explain
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -68,13 +69,17 @@ def read_yaml(path: Path, *, what: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"there is no {what} here", where=str(path), hint="check the path; `secateur init` writes a recipe") from None
+        raise UserError(
+            f"there is no {what} here", where=str(path), hint="check the path; `secateur init` writes a recipe"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the {what} cannot be read", where=str(path), why=str(error)) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark
         at = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(f"the {what} is not valid YAML", where=at, why=str(error.problem), hint="mend this line") from None
+        raise UserError(
+            f"the {what} is not valid YAML", where=at, why=str(error.problem), hint="mend this line"
+        ) from None
     except YAMLError as error:
         raise UserError(f"the {what} is not valid YAML", where=str(path), why=str(error).splitlines()[0]) from None
 
@@ -118,6 +123,8 @@ def _variable(match: re.Match[str], where: str, key: str) -> str:
     value = os.environ.get(name, default)
     if value is None:
         raise UserError(
-            f"the environment has no {name}", where=f"{where}, key {key}", hint=f"export {name}=…, or write ${{{name}:-default}}"
+            f"the environment has no {name}",
+            where=f"{where}, key {key}",
+            hint=f"export {name}=…, or write ${{{name}:-default}}",
         )
     return value

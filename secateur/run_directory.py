@@ -66,7 +66,10 @@ class RunDirectory:
                 raise PermissionError(f"no permission to write {self.path}")
         except (OSError, FileExistsError) as error:
             raise UserError(
-                "the run directory cannot be written", where=str(self.path), why=str(error), hint="choose another with --out"
+                "the run directory cannot be written",
+                where=str(self.path),
+                why=str(error),
+                hint="choose another with --out",
             ) from None
         if not self._manifest.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise UserError(
@@ -84,7 +87,12 @@ class RunDirectory:
             UserError: There is none.
         """
         if not (Path(path) / "manifest.json").exists():
-            raise UserError("there is no run here", where=str(path), why="manifest.json is missing", hint="secateur compile RECIPE --out DIR")
+            raise UserError(
+                "there is no run here",
+                where=str(path),
+                why="manifest.json is missing",
+                hint="secateur compile RECIPE --out DIR",
+            )
         return cls(path)
 
     @property
@@ -170,7 +178,12 @@ class RunDirectory:
         scratch.replace(final)
         record = StepRecord(key, hash_tree(final), dict(facts), round(time.monotonic() - started, 3))
         data = self.manifest()
-        data["steps"][step] = {"key": key, "outputs": dict(record.outputs), "facts": record.facts, "seconds": record.seconds}
+        data["steps"][step] = {
+            "key": key,
+            "outputs": dict(record.outputs),
+            "facts": record.facts,
+            "seconds": record.seconds,
+        }
         self.write_manifest(data)
         return record
 
@@ -194,6 +207,8 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
-                    "another secateur works in this run directory", where=str(self.path), hint="wait for it, or choose another --out"
+                    "another secateur works in this run directory",
+                    where=str(self.path),
+                    hint="wait for it, or choose another --out",
                 ) from None
             yield

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import inputs
 from .checking import check
 from .compress.cost.model import count
@@ -38,7 +36,7 @@ TABLE = "sensitivity.safetensors"
 
 
 class Context:
-    """What the steps share: the recipe, the run directory, and the things a recipe names, made once when first needed."""
+    """What the steps share: recipe, run directory, and what the recipe names, made when first needed."""
 
     def __init__(self, recipe: Recipe, run: RunDirectory, reporter: Reporter) -> None:
         self.recipe, self.run, self.reporter = recipe, run, reporter

@@ -31,11 +31,15 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; ru
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over; removes what the run directory holds.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue even if the recipe changed; runs again what that concerns.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue with a changed recipe; runs again what that concerns.")
+]
 MaxMacs = Annotated[str | None, typer.Option(help="Budget on multiply-accumulates: 50% or 20M.", metavar="AMOUNT")]
 MaxParams = Annotated[str | None, typer.Option(help="Budget on parameters: 40% or 300k.", metavar="AMOUNT")]
-MaxLatency = Annotated[str | None, typer.Option(help="Limit on latency: 60% of the dense model, or 2ms.", metavar="AMOUNT")]
-MaxDrop = Annotated[float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")]
+MaxLatency = Annotated[str | None, typer.Option(help="Limit on latency: 60% of the dense, or 2ms.", metavar="AMOUNT")]
+MaxDrop = Annotated[
+    float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")
+]
 MaxSize = Annotated[str | None, typer.Option(help="Limit on the artifact's size: 40% or 300kB.", metavar="AMOUNT")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any other key: --set heal.epochs=3", metavar="KEY=VALUE")]
@@ -155,7 +159,7 @@ def check(
 
 @app.command()
 def inspect(
-    source: Annotated[Path, typer.Argument(help="A recipe, run directory, program, artifact or ONNX file.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Recipe, run directory, program, artifact or ONNX file.")],
     json: Json = False,
 ) -> None:
     """Show what something is: groups and what is frozen, or an artifact's kernels."""
@@ -189,7 +193,9 @@ def init(
 @app.command()
 def report(
     source: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; report.html in the run if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="HTML file; report.html in the run by default.")
+    ] = None,
 ) -> None:
     """Write the HTML report of a run again."""
     from .commands import write_run_report

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..errors import UserError
 from ..pipeline import CompileResult, compile, resume
 from ..steps import PLAN, STEPS
-from .console import ConsoleReporter
+from .console import ConsoleReporter, stdout_console
 from .summary import as_document, step_table, summary_table
 
 
@@ -42,7 +40,7 @@ def run_steps(
     if as_json:
         print(json.dumps(as_document(result, report), indent=1))
     else:
-        console = Console(highlight=False)
+        console = stdout_console()
         console.print(summary_table(result) if until == "check" else step_table(result, until))
         if result.verdict is not None:
             console.print(result.verdict.table())
@@ -70,7 +68,7 @@ def run_check(
     with ConsoleReporter(quiet=quiet) as reporter:
         reporter.step("check", "started", str(artifact))
         verdict = check(artifact, asked.gates, data=asked.data, metric=asked.metric, junit=junit)
-    print(verdict.to_json()) if as_json else Console(highlight=False).print(verdict.table())
+    print(verdict.to_json()) if as_json else stdout_console().print(verdict.table())
     return verdict.exit_code
 
 

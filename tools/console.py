@@ -9,6 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_SECONDS = 10.0
+_WIDTH_OF_FILES = 140
+
+
+def stdout_console() -> Console:
+    """A console for results; a pipe or a log gets lines that are long enough for the tables."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
 
 
 class ConsoleReporter:

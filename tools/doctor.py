@@ -8,14 +8,25 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from ..errors import EnvironmentLacksError, UserError, did_you_mean
 from ..export.latency import cpu_facts
 from ..export.targets import TARGETS, Target
-from ..errors import EnvironmentLacksError, UserError, did_you_mean
+from .console import stdout_console
 
-_PACKAGES = ("secateur", "torch", "numpy", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "pydantic")
+_PACKAGES = (
+    "secateur",
+    "torch",
+    "numpy",
+    "scipy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "safetensors",
+    "pydantic",
+)
 
 
 def doctor(target: str | None, *, as_json: bool) -> int:
@@ -74,7 +85,7 @@ def _version(package: str) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout_console()
     table = Table("what", "here", box=None, header_style="bold", pad_edge=False)
     table.add_row("python", found["python"])
     for name, number in found["packages"].items():

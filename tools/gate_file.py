@@ -35,7 +35,9 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
         raw = {key: whole[key] for key in ("gates", "data", "metric")}
     if not artifact.is_dir():
         raise UserError(
-            "there is no artifact here", where=str(artifact), hint=f"secateur export {source}" if artifact != source else "check the path"
+            "there is no artifact here",
+            where=str(artifact),
+            hint=f"secateur export {source}" if artifact != source else "check the path",
         )
     if file is not None:
         given = read_yaml(file, what="gate file")
@@ -43,7 +45,11 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
             raise UserError("a gate file must be a mapping with the key `gates`", where=str(file))
         raw = {**raw, **given}
     raw["gates"] = dict(raw.get("gates") or {})
-    names = {"budget.latency": ("latency", "max"), "budget.accuracy_drop": ("accuracy", "max_drop"), "gates.size.max": ("size", "max")}
+    names = {
+        "budget.latency": ("latency", "max"),
+        "budget.accuracy_drop": ("accuracy", "max_drop"),
+        "gates.size.max": ("size", "max"),
+    }
     for key, value in limits.items():
         gate, limit = names[key]
         raw["gates"][gate] = {**(raw["gates"].get(gate) or {}), limit: value}

@@ -15,7 +15,9 @@ def write_recipe(path: Path, *, force: bool) -> None:
         UserError: The file exists and `force` is not given, or it cannot be written.
     """
     if path.exists() and not force:
-        raise UserError("there is a file here already", where=str(path), hint="--force replaces it; or name another file")
+        raise UserError(
+            "there is a file here already", where=str(path), hint="--force replaces it; or name another file"
+        )
     text = files(__package__).joinpath("recipe_template.yaml").read_text(encoding="utf-8")
     try:
         path.write_text(text, encoding="utf-8")

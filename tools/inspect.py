@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..compress.cost.model import count
@@ -17,6 +16,7 @@ from ..passes.capture import capture
 from ..passes.program import Program
 from ..recipe_file import load_recipe
 from ..steps import PROGRAM, STEPS
+from .console import stdout_console
 
 
 def inspect(source: Path, *, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def _program(source: Path) -> Program:
 
 
 def _show_program(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = stdout_console()
     table = Table("group", "width", "tensors", "frozen", title_justify="left")
     table.title = f"{found['params']:,} parameters, {found['macs']:,} MACs a sample"
     for group in found["groups"]:
@@ -93,4 +93,4 @@ def _show_onnx(found: dict[str, Any]) -> None:
     table = Table("fact", "value", title=f"{found['file']}, {found['bytes']:,} bytes", title_justify="left")
     for key, value in found["kernels"].items():
         table.add_row(key, json.dumps(value) if isinstance(value, dict | list | tuple) else str(value))
-    Console(highlight=False).print(table)
+    stdout_console().print(table)

@@ -69,7 +69,9 @@ def _groups(run: RunDirectory, table: Sensitivity) -> Iterator[GroupRow]:
         )
 
 
-def _facts(manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(
+    manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     for key, value in manifest.get("environment", {}).items():
         yield key, " ".join(value) if isinstance(value, list) else str(value)
     yield "seed", str(recipe["seed"])
