@@ -15,6 +15,7 @@ from torch.utils import _pytree
 from ..compress.data import MetricFn, split_batch
 from ..errors import UserError
 from ..export.artifact import PROGRAM_NAME, Artifact
+from ..export.cpu import cpu_facts
 from ..export.manifest import read_manifest
 from ..export.ort_session import open_session
 from ..gates import CheckFile
@@ -140,8 +141,8 @@ class Subject:
         """The session of a file, opened once."""
         key = (path.name, literal)
         if key not in self._runners:
-            threads = self.check.gates.latency.threads if self.check.gates.latency else 1
-            self._runners[key] = Runner(path, threads, literal)
+            # Only latency depends on the number of threads, and its gate opens sessions of its own.
+            self._runners[key] = Runner(path, cpu_facts()["cores"], literal)
         return self._runners[key]
 
     def batches(self) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any], Any]]:

@@ -1,11 +1,11 @@
 """Gate: the metric of the artifact itself on all test batches, and its drop below the dense baseline."""
 
 import numpy as np
+
+from secateur.gates import AccuracyGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.measures import mean_std_error, paired_drop
 from secateur.runtime_tests.subject import Subject
-
-from secateur.gates import AccuracyGate
 
 
 def test_accuracy(gate: AccuracyGate, subject: Subject, judge: Judge) -> None:

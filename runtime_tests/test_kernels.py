@@ -1,10 +1,9 @@
 """Gate: the convolutions really run as integer kernels, read from the graph that the runtime makes of the model."""
 
 from secateur.export.ort_kernels import kernel_report
+from secateur.gates import KernelGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
-
-from secateur.gates import KernelGate
 
 
 def test_kernels(gate: KernelGate, subject: Subject, judge: Judge) -> None:

@@ -8,10 +8,9 @@ measurement may decide otherwise.
 from typing import Any
 
 from secateur.export.latency import LatencyReport, ModelLatency, measure
+from secateur.gates import LatencyGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
-
-from secateur.gates import LatencyGate
 
 
 def test_latency(gate: LatencyGate, subject: Subject, judge: Judge) -> None:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import onnx
+
 from secateur.export.artifact import MODEL_NAME
 from secateur.export.hashing import hash_file
 from secateur.export.manifest import describe_files
+from secateur.gates import LegalityGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
-
-from secateur.gates import LegalityGate
 
 
 def test_legality(gate: LegalityGate, subject: Subject, judge: Judge) -> None:

@@ -6,12 +6,12 @@ them; the second shows whether the file says what the program means.
 """
 
 import torch
-from secateur.runtime_tests.judge import Judge
-from secateur.runtime_tests.measures import Comparison
-from secateur.runtime_tests.subject import Subject
 from torch.utils import _pytree
 
 from secateur.gates import ParityGate
+from secateur.runtime_tests.judge import Judge
+from secateur.runtime_tests.measures import Comparison
+from secateur.runtime_tests.subject import Subject
 
 
 def test_parity(gate: ParityGate, subject: Subject, judge: Judge) -> None:

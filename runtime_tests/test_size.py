@@ -1,9 +1,8 @@
 """Gate: the size of the model file."""
 
+from secateur.gates import SizeGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
-
-from secateur.gates import SizeGate
 
 
 def test_size(gate: SizeGate, subject: Subject, judge: Judge) -> None:
