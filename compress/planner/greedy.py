@@ -10,8 +10,8 @@ from .problem import Problem
 def greedy(problem: Problem) -> np.ndarray:
     """Chooses widths by predicted loss for cost saved.
 
-    Cuts from full width until all budgets hold, gives back what fits, and then improves: every group in turn is held one
-    step narrower or wider while the others are cut and given back around it; what lowers the predicted loss stays.
+    Cuts from full width until all budgets hold, gives back what fits, and then improves: every group in turn is held
+    one step narrower or wider while the others are cut and given back around it; what lowers the predicted loss stays.
 
     Args:
         problem: One whose smallest widths are within the limits.
@@ -42,7 +42,8 @@ def cut(problem: Problem, position: np.ndarray, held: int | None = None) -> np.n
     """Narrows groups until all budgets hold, or nothing is left to cut.
 
     Every move takes one group to its next allowed width. Its gain is the share of each overrun that it removes (never
-    more than is left of it), summed over the budgets that do not hold yet; the least predicted loss per gain goes first.
+    more than is left of it), summed over the budgets that do not hold yet; the least predicted loss per gain goes
+    first.
 
     Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price
     would prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest

@@ -1,8 +1,8 @@
 """Budgets read like sentences, and say what is missing."""
 
 import pytest
-from secateur.compress.budget import Amount, Budget
 
+from secateur.compress.budget import Amount, Budget
 from secateur.errors import UserError
 
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NETS
+from torch import nn
+
 from secateur.compress.cost.model import Cost, CostModel, count
 from secateur.passes.capture import capture
 from secateur.passes.prune import apply
-from torch import nn
 
 
 @functools.cache
@@ -104,7 +105,7 @@ def test_channels_on_a_position_axis_are_counted():
 
 
 def test_many_choices_at_once_equal_one_by_one():
-    program, model = captured("resnet_b")
+    _, model = captured("resnet_b")
     rng = np.random.default_rng(1)
     widths = rng.integers(1, model.widths + 1, size=(7, len(model.groups)))
     together = model.costs(widths)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from secateur.compress.sensitivity.rank import rank
-from secateur.passes.capture import capture
 from torch import nn
 from torch.func import functional_call
+
+from secateur.compress.sensitivity.rank import rank
+from secateur.passes.capture import capture
 
 
 class Small(nn.Module):
@@ -50,7 +51,7 @@ def small():
 
 
 def exact_scores(program, x, y):
-    """½ Tr(H_pp)/|p| ‖w_p‖² by the definition, from the diagonal of the full Hessian of each weight, one unit at a time."""
+    """½ Tr(H_pp)/|p| ‖w_p‖² by its definition, one unit at a time, from the full Hessian of each weight."""
     module = program.graph_module.eval()
     scores = {}
     for group in program.groups:

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NETS
+
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import Cost, count
 from secateur.compress.plan import GroupPlan, Plan
 from secateur.compress.plan_file import dumps, loads
 from secateur.compress.planner.plan import plan
 from secateur.compress.sensitivity.rank import rank
+from secateur.errors import UserError
 from secateur.export.targets import ORT_CPU
 from secateur.passes.capture import capture
 from secateur.passes.prune import apply
-
-from secateur.errors import UserError
 
 LINE = "{action: prune, keep: 5/8, delta_loss: 3.1e-03 ± 4e-04, params: -90, macs: -5760, removed: [3, 7, 1]}"
 TEXT = f"""\

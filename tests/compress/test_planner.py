@@ -10,17 +10,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nets import NETS
+
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import CostModel, count
 from secateur.compress.planner.greedy import greedy, threshold
 from secateur.compress.planner.plan import plan
 from secateur.compress.planner.problem import Problem, grid_step, make_choices
 from secateur.compress.sensitivity.table import Scores, Sensitivity
+from secateur.errors import BudgetError, ExitCode, UserError
 from secateur.export.targets import ORT_CPU
 from secateur.passes.capture import capture
 from secateur.passes.prune import apply
-
-from secateur.errors import BudgetError, ExitCode, UserError
 
 
 @functools.cache
@@ -98,7 +98,7 @@ def problem(name, seed, limits):
 
 @pytest.mark.parametrize("name", ["resnet_b", "plain", "mobilenet", "preact"])
 def test_greedy_is_near_the_optimum_of_exhaustive_search(name):
-    program, model = captured(name)
+    _, model = captured(name)
     dense = np.array([model.dense.params, model.dense.macs])
     rng = np.random.default_rng(0)
     ratios = []
@@ -195,7 +195,7 @@ def test_an_infeasible_budget_names_the_nearest_that_can_be_met(budget):
     assert caught.value.code == ExitCode.GATE
     nearest = dict(re.findall(r"--max-(\w+) (\S+?)[;\s]", caught.value.hint))
     assert set(nearest) == set(budget)
-    _, made = make(budget=Budget(**nearest))  # as typed
+    make(budget=Budget(**nearest))  # as typed
     # A little less cannot be met.
     for name, text in nearest.items():
         unit = text.lstrip("0123456789.")

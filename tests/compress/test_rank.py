@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from nets import NETS
 from safetensors.numpy import save_file
-from secateur.compress.sensitivity.rank import METHODS, rank
-from secateur.compress.sensitivity.table import Scores, Sensitivity
-from secateur.passes.capture import capture
 from torch import nn
 
+from secateur.compress.sensitivity.rank import METHODS, rank
+from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import UserError
+from secateur.passes.capture import capture
 
 
 def net():
