@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -24,6 +25,7 @@ from .lower_context import (
     OpLowering,
     Value,
     arguments,
+    array_of,
     function_name,
     numpy_dtype,
 )
@@ -180,7 +182,7 @@ def _lower_node(ctx: Lowering, node: fx.Node) -> Value:
         return None
     mark = ctx.builder.mark()
     try:
-        return _own_lowering(ctx, node)
+        return _constant(ctx, node) or _own_lowering(ctx, node)
     except NoLowering as declined:
         ctx.builder.rollback(mark)
         reason = str(declined)
@@ -190,6 +192,24 @@ def _lower_node(ctx: Lowering, node: fx.Node) -> Value:
         raise _unsupported(ctx, node, f"{reason}; {declined}") from declined
     ctx.fallbacks.append(Fallback(node.name, operation_of(ctx.program, node), reason))
     return value
+
+
+def _constant(ctx: Lowering, node: fx.Node) -> str | None:
+    """The result of a function without inputs (`zeros`, `eye`, `arange`, ...) as an initialiser, else None.
+
+    Raises:
+        NoLowering: The function draws random numbers.
+    """
+    if node.op != "call_function" or node.all_input_nodes or not isinstance(ctx.facts.nodes.get(node), TensorFact):
+        return None
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise NoLowering("it draws random numbers")
+    function: Any = node.target
+    return ctx.builder.constant(node.name, array_of(function(*node.args, **{**node.kwargs, **_on_host(node)})))
+
+
+def _on_host(node: fx.Node) -> dict[str, Any]:
+    return {"device": "cpu"} if "device" in node.kwargs else {}
 
 
 def _own_lowering(ctx: Lowering, node: fx.Node) -> Value:

@@ -79,23 +79,23 @@ def _common_type(ctx: Lowering, left: Any, right: Any) -> torch.dtype:
     return torch.result_type(sample(left), sample(right))
 
 
-def _scaled(ctx: Lowering, node: fx.Node, other: Any, alpha: Any, dtype: torch.dtype) -> str:
-    value = ctx.operand(node, other, dtype, part="other")
+def _scaled(ctx: Lowering, node: fx.Node, argument: Any, alpha: Any, dtype: torch.dtype) -> str:
+    value = ctx.operand(node, argument, dtype, part="second")
     if alpha in (None, 1):
         return value
     return ctx.emit(node, "Mul", [value, ctx.operand(node, alpha, dtype, part="alpha")], part="scaled")
 
 
 def _binary(op_type: str, *, swap: bool = False) -> OpLowering:
-    """An arithmetic operation of two tensors, or of a tensor and a number, with torch's `alpha`."""
+    """An arithmetic operation of two tensors, or of a tensor and a number; torch's `alpha` scales the second."""
 
     def lower(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
         if not isinstance(ctx.facts.nodes.get(node), TensorFact):
             return _symbolic(ctx, node, op_type, a)
         dtype = ctx.fact(node).dtype
-        left = ctx.operand(node, a.self, dtype, part="self")
-        right = _scaled(ctx, node, a.other, getattr(a, "alpha", None), dtype)
-        return ctx.emit(node, op_type, [right, left] if swap else [left, right])
+        first, second = (a.other, a.self) if swap else (a.self, a.other)
+        left = ctx.operand(node, first, dtype, part="first")
+        return ctx.emit(node, op_type, [left, _scaled(ctx, node, second, getattr(a, "alpha", None), dtype)])
 
     return lower
 
@@ -316,7 +316,6 @@ OPS: Mapping[str, OpLowering] = {
     "elu": elu,
     "softplus": softplus,
     "floordiv": floor_divide,
-    "floor_divide": floor_divide,
     "pow": power,
     "rsqrt": rsqrt,
     "where": where,

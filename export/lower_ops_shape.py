@@ -16,8 +16,8 @@ from .node_facts import TensorFact
 
 def alias(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     """No operation, or a change of type only (`clone`, `contiguous`, `to`, ...)."""
-    have, want = ctx.fact(a.self), ctx.fact(node)
-    return ctx.cast(node, ctx.value(a.self), have.dtype, want.dtype, part="")
+    x = a.self if hasattr(a, "self") else a.input
+    return ctx.cast(node, ctx.value(x), ctx.fact(x).dtype, ctx.fact(node).dtype, part="")
 
 
 def sym_size(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
@@ -263,23 +263,20 @@ def filled(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 
 def arange(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    """`aten.arange`."""
+    """`aten.arange` over a symbolic range."""
     want = ctx.fact(node)
     start, end, step = getattr(a, "start", 0), a.end, getattr(a, "step", 1)
-    if not isinstance(end, fx.Node) and not isinstance(start, fx.Node):
-        values = torch.arange(start, end, step, dtype=want.dtype).numpy()
-        return ctx.builder.constant(node.name, values)
     bounds = [("start", start), ("end", end), ("step", step)]
     return ctx.emit(node, "Range", [ctx.operand(node, v, want.dtype, part=part) for part, v in bounds])
 
 
 OPS: Mapping[str, OpLowering] = {
     **dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as"), alias),
-    **dict.fromkeys(("float", "long", "dropout", "feature_dropout", "alpha_dropout"), alias),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), alias),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), reshape),
     **dict.fromkeys(("flatten", "unflatten"), flatten),
-    **dict.fromkeys(("transpose", "t", "swapaxes"), transpose),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk"), split),
+    **dict.fromkeys(("transpose", "t", "mT", "swapaxes"), transpose),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), split),
     **dict.fromkeys(("constant_pad_nd", "pad"), pad),
     **dict.fromkeys(("full", "zeros", "ones", "new_full", "new_zeros", "new_ones"), filled),
     **dict.fromkeys(("full_like", "zeros_like", "ones_like"), filled),
