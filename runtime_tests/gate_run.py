@@ -34,7 +34,7 @@ class GateRun:
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self.directory = Path(config.getoption("--artifact")).absolute()
+        self.directory = Path(str(config.getoption("--artifact"))).absolute()
         if not self.directory.is_dir():
             raise UserError(
                 "there is no artifact here", where=str(self.directory), hint="give the directory that `export` wrote"

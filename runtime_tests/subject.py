@@ -60,7 +60,7 @@ class Runner:
             UserError: The runtime rejects it.
         """
         try:
-            return self.session.run(None, dict(feeds))
+            return [np.asarray(output) for output in self.session.run(None, dict(feeds))]
         except Exception as error:
             raise UserError(
                 "onnxruntime rejects a batch",
