@@ -83,7 +83,7 @@ def batch_loss(program: Program, loss: LossFn, batch: Batch) -> Tensor:
         )
     if not bool(torch.isfinite(value)):
         raise UserError(
-            f"the loss is {float(value)}",
+            f"the loss is {float(value.detach())}",
             where="loss",
             why="weights, inputs or targets hold extreme values, NaN or infinity",
             hint="evaluate the dense model on this data first",

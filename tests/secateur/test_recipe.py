@@ -86,4 +86,4 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
 
 
 def test_an_override_through_a_value_is_refused(tmp_path):
-    assert "not a section" in refusal(tmp_path, yaml_text.MINIMAL, **{"loss.name": "x"})
+    assert "not a section" in refusal(tmp_path, yaml_text.MINIMAL, **{"version.name": "x"})

@@ -110,7 +110,7 @@ def test_inspect_says_what_it_does_not_know(tmp_path):
         ("data.factory", "bad_data:empty", "yields no batch"),
         ("data.factory", "bad_data:not_pairs", "(inputs, target)"),
         ("data.factory", "bad_data:labels_out_of_range", "label"),
-        ("data.factory", "bad_data:nan_inputs", "finite"),
+        ("data.factory", "bad_data:nan_inputs", "the loss is nan"),
         ("model.factory", "bad_data:nan_weights", "NaN"),
         ("loss", "bad_data:vector_loss", "scalar"),
         ("loss", "cross_entropi", "did you mean cross_entropy?"),
