@@ -199,13 +199,7 @@ def _shape(name: str, shape: Sequence[int | str], batch: int, example: np.ndarra
             sizes.append(example.shape[axis])
         else:
             raise UserError(f"axis {axis} of input {name} is dynamic", where=name, hint="pass example inputs")
-    if (
-        shape
-        and isinstance(shape[0], int)
-        and shape[0] != batch
-        and example is not None
-        and example.shape[:1] == (shape[0],)
-    ):
+    if shape and isinstance(shape[0], int) and shape[0] != batch:
         raise UserError(
             f"the model has a fixed batch of {shape[0]}, not {batch}",
             where=name,

@@ -53,8 +53,8 @@ def selection_conv(ctx: Lowering, node: fx.Node, module: FakeQuantize) -> str | 
     for step in steps:
         selection = _apply(ctx, step, selection)
     last = steps[-1]
-    if selection == Selection(tuple(range(width)), (1, 1)):
-        return None
+    if -1 not in selection.channels:
+        return None  # slices alone stay integer as they are
     codes = np.zeros((len(selection.channels), width, 1, 1), np.int8)
     for output, channel in enumerate(selection.channels):
         if channel >= 0:
