@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = app(args=list(argv), standalone_mode=False)
-        return int(result) if isinstance(result, int) else ExitCode.OK
+        code = ExitCode(result) if isinstance(result, int) else ExitCode.OK
     except UserError as error:
         print(error.render(), file=sys.stderr)
         return error.code
@@ -62,8 +62,7 @@ def run(argv: Sequence[str]) -> int:
         error.show(file=sys.stderr)
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: what had finished is kept; the same command continues from there", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
@@ -71,6 +70,9 @@ def run(argv: Sequence[str]) -> int:
         traceback.print_exc()
         print("error: this is a bug in secateur; please report it with the lines above", file=sys.stderr)
         return ExitCode.BUG
+    if code is ExitCode.INTERRUPTED:  # some versions of typer turn the signal into this exit code themselves
+        print("interrupted: what had finished is kept; the same command continues from there", file=sys.stderr)
+    return code
 
 
 def _interrupt(*_: Any) -> None:

@@ -10,7 +10,20 @@ from runs import secateur, tiny_recipe
 from secateur.errors import ExitCode
 from secateur.recipe_file import load_recipe
 
-COMMANDS = ["compile", "rank", "plan", "apply", "heal", "quantize", "export", "check", "inspect", "doctor", "init", "report"]
+COMMANDS = [
+    "compile",
+    "rank",
+    "plan",
+    "apply",
+    "heal",
+    "quantize",
+    "export",
+    "check",
+    "inspect",
+    "doctor",
+    "init",
+    "report",
+]
 
 
 def test_help_lists_every_command():
