@@ -13,6 +13,7 @@ from .labels.analysis import Analysis
 from .labels.flow import canonical_names, shape_of
 from .labels.resize import Resize
 from .labels.rule import find_rule
+from .labels.rules_movement import free_views
 from .labels.selection import Keep, check_keep, kept_positions
 from .program import Program
 from .shapes import propagate
@@ -51,10 +52,12 @@ def apply(program: Program, keep: Keep, *, analysis: Analysis | None = None, all
             rule = find_rule(analysis.rules, node, module)
             if rule is not None and rule.rewrite is not None:
                 rule.rewrite(resize, node)
+    free_views(smaller.graph)
     smaller.graph.lint()
     smaller.graph_module.recompile()
     propagate(smaller)
-    _check_shapes(nodes, resize)
+    alive = set(smaller.graph.nodes)
+    _check_shapes([node for node in nodes if node in alive], resize)
     return smaller
 
 

@@ -308,9 +308,8 @@ class Builder:
         elif kind == "adaptive":
             x = self.step("adaptive", lambda t: F.adaptive_max_pool2d(t, 1).flatten(1), [x], x.channels, 0)
         elif kind == "flatten":
-            x = self.step(
-                "flatten", lambda t: t.contiguous().view(t.shape[0], -1), [x], x.channels * x.size * x.size, 0
-            )
+            flat = self.choose([lambda t: t.reshape(t.shape[0], -1), lambda t: t.flatten(1)])
+            x = self.step("flatten", flat, [x], x.channels * x.size * x.size, 0)
         else:
             return self.step("1x1", nn.Conv2d(x.channels, 2, 1), [x], 2, x.size)
         if self.choose([True, False]):

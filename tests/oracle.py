@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from secateur.passes.labels.flow import canonical_names
 from secateur.passes.labels.selection import check_keep, kept_positions
 from secateur.passes.mask import mask
 from secateur.passes.program import Program
 from secateur.passes.prune import apply, sliced
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 
 def outputs(program: Program, inputs: Any) -> list[Tensor]:
@@ -38,8 +39,8 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
     """Checks equal shapes, and a difference of at most `tolerance` times the largest magnitude."""
     assert actual.shape == expected.shape, what
     if expected.numel():
-        scale = max(float(expected.abs().max()), 1e-3)
-        error = float((actual - expected).abs().max()) / scale
+        scale = max(float(expected.detach().abs().max()), 1e-3)
+        error = float((actual - expected).detach().abs().max()) / scale
         assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 

@@ -104,10 +104,8 @@ class Resize:
             slabs = gone.movedim(axis, 0).reshape(gone.shape[axis], -1).all(1)
             if bool(slabs.any()):
                 masks[axis] = ~slabs
-        if sum(m is not None for m in masks) != 1:
-            raise AssertionError("removed channels are not whole slices of one axis")
-        axis = next(i for i, m in enumerate(masks) if m is not None)
-        if not bool((gone.movedim(axis, -1) == ~masks[axis]).all()):
+        found = [(axis, mask) for axis, mask in enumerate(masks) if mask is not None]
+        if len(found) != 1 or not bool((gone.movedim(found[0][0], -1) == ~found[0][1]).all()):
             raise AssertionError("removed channels are not whole slices of one axis")
         return tuple(masks)
 

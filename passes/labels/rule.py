@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 if TYPE_CHECKING:
     from .flow import Flow
@@ -80,9 +81,14 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
 
 def concrete(value: Any) -> Any:
     """Arguments at the example inputs: nodes replaced by the values they have there."""
-    return fx.node.map_arg(value, lambda node: as_int(node.meta["val"]))
+    return map_arg(value, lambda node: as_int(node.meta["val"]))
 
 
 def as_int(value: Any) -> Any:
     """A symbolic size as the number it is at the example inputs; other values unchanged."""
     return int(value) if isinstance(value, torch.SymInt) else value
+
+
+def writes_in_place(graph: fx.Graph) -> bool:
+    """Whether a call in the graph writes to one of its arguments, so that sharing memory or not makes a difference."""
+    return any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes)

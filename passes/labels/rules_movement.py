@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from ...errors import UserError
-from .flow import Flow, attribute_of
+from .flow import Flow
 from .resize import Resize
-from .rule import Key, Rule, arguments, concrete, op_name, set_argument
+from .rule import Key, Rule, arguments, concrete, op_name, set_argument, writes_in_place
 from .rules_layers import tie
 from .values import Labels, moved, reshaped
 
@@ -69,117 +68,13 @@ def rewrite_squeeze(resize: Resize, node: fx.Node) -> None:
         node.args = (source, dropped)
 
 
-# Parts of one axis.
-
-
-def rewrite_slice(resize: Resize, node: fx.Node) -> None:
-    """Start, end and step in the new positions.
-
-    Positions taken with a step may be irregular once channels are gone: then they are gathered by an index.
-    """
-    values = arguments(node)
-    source = node.all_input_nodes[0]
-    axis = values["dim"] % len(resize.shape(node))
-    mask = resize.mask(source, axis)
-    if mask is None:
+def free_views(graph: fx.Graph) -> None:
+    """Turns views into reshapes, in place: the memory layout, on which a view depends, changes with the widths."""
+    if writes_in_place(graph):
         return
-    start, end, step = concrete((values["start"], values["end"], values["step"]))
-    old = torch.arange(len(mask))[slice(start, end, step)]
-    kept = new_positions(mask)[old[mask[old]]]
-    steps = kept.diff().unique()
-    if len(steps) <= 1:
-        stride = int(steps[0]) if len(steps) else 1
-        node.args, node.kwargs = (source, axis, int(kept[0]), int(kept[-1]) + 1, stride), {}
-    else:
-        gather(resize, node, source, axis, kept)
-
-
-def rewrite_narrow(resize: Resize, node: fx.Node) -> None:
-    """As the slice that it is."""
-    values = arguments(node)
-    start, length = concrete((values["start"], values["length"]))
-    source = node.all_input_nodes[0]
-    start %= resize.old_shape(source)[values["dim"]]
-    node.target, node.args, node.kwargs = aten.slice.Tensor, (source, values["dim"], start, start + length), {}
-    rewrite_slice(resize, node)
-
-
-def gather(resize: Resize, node: fx.Node, source: fx.Node, axis: int, positions: Tensor) -> None:
-    """Turns a node into an `index_select` by a constant index, held in a buffer."""
-    if any(is_inplace(user) for user in node.users):
-        raise UserError(
-            "a strided slice that is written to cannot be rewritten",
-            where=str(node.meta.get("source", node.name)),
-            hint="keep its group whole, or write the result to a new tensor",
-        )
-    name = f"{node.name}_index"
-    resize.graph_module.register_buffer(name, positions)
-    with node.graph.inserting_before(node):
-        index = node.graph.get_attr(name)
-    index.meta = {k: v for k, v in node.meta.items() if k != "val"}
-    node.target, node.args, node.kwargs = aten.index_select.default, (source, axis, index), {}
-
-
-def is_inplace(node: fx.Node) -> bool:
-    """Whether a call writes to its first argument."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def new_positions(mask: Tensor) -> Tensor:
-    """New position of every old one that stays, int64 [old size]."""
-    return mask.cumsum(0) - 1
-
-
-def rewrite_select(resize: Resize, node: fx.Node) -> None:
-    """Index in the new positions."""
-    values = arguments(node)
-    source = node.all_input_nodes[0]
-    axis = values["dim"] % len(resize.old_shape(source))
-    mask = resize.mask(source, axis)
-    if mask is not None:
-        set_argument(node, "index", int(new_positions(mask)[values["index"]]))
-
-
-def rewrite_split(resize: Resize, node: fx.Node) -> None:
-    """`chunk`, `split` and `split_with_sizes` become a split by the new sizes."""
-    source = node.all_input_nodes[0]
-    axis = arguments(node).get("dim", 0) % len(resize.old_shape(source))
-    if resize.mask(source, axis) is not None:
-        node.target, node.kwargs = aten.split_with_sizes.default, {}
-        node.args = (source, [shape[axis] for shape in resize.shapes(node)], axis)
-
-
-def flow_getitem(flow: Flow, node: fx.Node) -> Any:
-    """One of several outputs."""
-    value = flow.values[node.all_input_nodes[0]]
-    return value[node.args[1]] if isinstance(value, tuple) else None
-
-
-def flow_index_select(flow: Flow, node: fx.Node) -> Labels:
-    """Selection by a constant index (a buffer)."""
-    values = arguments(node)
-    labels, index = flow.labels(values["self"]), values["index"]
-    axis = values["dim"] % len(labels.shape)
-    if axis not in labels.axes:
-        return Labels(labels.ids, flow.shape(node))
-    if index.op != "get_attr":
-        flow.freeze(labels.ids, node, "its channels are selected by a computed index")
-        return Labels.none(flow.shape(node))
-    positions = attribute_of(flow.graph_module, str(index.target)).cpu()
-    return Labels(labels.ids.index_select(axis, positions), flow.shape(node))
-
-
-def rewrite_index_select(resize: Resize, node: fx.Node) -> None:
-    """The index in the new positions, in a buffer of its own."""
-    values = arguments(node)
-    source = values["self"]
-    axis = values["dim"] % len(resize.old_shape(source))
-    mask = resize.mask(source, axis)
-    if mask is None:
-        return
-    positions = attribute_of(resize.graph_module, str(values["index"].target))
-    kept = positions[mask[positions]]
-    gather(resize, node, source, axis, new_positions(mask)[kept])
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 # Repetition.
@@ -256,11 +151,6 @@ VIEW_NAMES = """permute transpose t movedim moveaxis swapaxes swapdims unsqueeze
 MOVEMENT: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_view_op) for name in VIEW_NAMES.split()},
     "aten.squeeze": Rule(flow_view_op, rewrite_squeeze),
-    "aten.slice": Rule(flow_view_op, rewrite_slice),
-    "aten.narrow": Rule(flow_view_op, rewrite_narrow),
-    "aten.select": Rule(flow_view_op, rewrite_select),
-    **{f"aten.{name}": Rule(flow_view_op, rewrite_split) for name in ("chunk", "split", "split_with_sizes")},
-    "_operator.getitem": Rule(flow_getitem),
     "aten.view": Rule(flow_reshape, rewrite_sizes),
     "aten._unsafe_view": Rule(flow_reshape, rewrite_sizes),
     "aten.reshape": Rule(flow_reshape, rewrite_sizes),
@@ -273,7 +163,6 @@ MOVEMENT: dict[Key, Rule] = {
     "aten.repeat": Rule(flow_repeat),
     "aten.repeat_interleave": Rule(flow_repeat_interleave),
     "aten.flip": Rule(flow_flip),
-    "aten.index_select": Rule(flow_index_select, rewrite_index_select),
     "aten.pixel_shuffle": Rule(flow_pixel_shuffle),
     "aten.pixel_unshuffle": Rule(flow_pixel_unshuffle),
     "aten.channel_shuffle": Rule(flow_channel_shuffle),

@@ -6,8 +6,9 @@ from .rule import Key, Rule
 from .rules_join import JOIN
 from .rules_layers import LAYERS
 from .rules_movement import MOVEMENT
+from .rules_parts import PARTS
 from .rules_pointwise import POINTWISE
 from .rules_reduce import REDUCE
 
-RULES: dict[Key, Rule] = {**LAYERS, **MOVEMENT, **JOIN, **REDUCE, **POINTWISE}
+RULES: dict[Key, Rule] = {**LAYERS, **MOVEMENT, **PARTS, **JOIN, **REDUCE, **POINTWISE}
 """Operation or layer class to rule. Extend a copy with `register_rule` and pass it to `analyse`."""

@@ -53,6 +53,7 @@ def test_apply_equals_mask_on_random_networks(data: st.DataObject, seed: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_apply_equals_mask_on_a_thousand_random_networks() -> None:
     pruned = 0
     for seed in range(1000):
