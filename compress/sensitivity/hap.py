@@ -17,6 +17,7 @@ from ...passes.labels.groups import Group, Member
 from ...passes.shapes import eval_mode
 from .batches import Batch, batch_loss, read_batches
 from .request import Request, per_unit, slice_size
+from .shards import gather, my_share
 from .table import Scores, Sensitivity
 
 
@@ -49,7 +50,8 @@ def estimate(request: Request) -> Sensitivity:
     Traces are Hutchinson's: v_pᵀ (Hv)_p with one Rademacher vector v over all producing weights at once, batch norm in
     evaluation mode, in the precision of the weights. H is the Hessian of the mean loss over the samples; a probe's
     vector is the same on every batch, so each probe gives one estimate on all data, and the spread over probes
-    the standard error. The gradient's graph is built once a batch and reused by all probes.
+    the standard error. The gradient's graph is built once a batch and reused by all probes. Under `torchrun` the
+    processes share the probes; all must read the same data.
 
     Raises:
         UserError: Data, weights or loss cannot be used.
@@ -65,6 +67,7 @@ def estimate(request: Request) -> Sensitivity:
     device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
     batches = read_batches(request.loader, request.samples, request.program, device)
     samples = sum(batch.size for batch in batches)
+    probes = my_share(request.probes)
     estimates = torch.zeros(request.probes, width, dtype=torch.float64)
     mean_loss = 0.0
     with _differentiable(request.program.graph_module, tensors.values()):
@@ -72,14 +75,15 @@ def estimate(request: Request) -> Sensitivity:
             share = batch.size / samples
             loss, gradients = _gradients(request, batch, list(tensors.values()))
             mean_loss += share * loss
-            for probe in range(request.probes):
+            for done, probe in enumerate(probes, start=1):
                 traces = _probe(gradients, list(tensors.values()), request.seed, probe)
                 for part in slices:
                     units = per_unit(traces[part.tensor], part.member).double()
                     estimates[probe, part.units] += share * (units * part.factor).cpu()
                 if request.progress:
-                    request.progress(number * request.probes + probe + 1, len(batches) * request.probes, loss=loss)
+                    request.progress(number * len(probes) + done, len(batches) * len(probes), loss=loss)
             del gradients
+    estimates = gather(estimates, device)
     if not bool(torch.isfinite(estimates).all()):
         raise UserError(
             "a Hessian trace is NaN or infinite", where="rank", why="the second derivative of the loss overflows"

@@ -95,6 +95,20 @@ def test_the_mean_over_probes_is_the_exact_trace(small):
         assert np.abs(expected).max() > 5 * scores.std_error.min()
 
 
+def test_a_unit_of_a_grouped_convolution_is_one_slice():
+    """A unit takes one channel of each of the two groups of the second convolution, and the trace is over both."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(2, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1, groups=2), nn.Tanh(), nn.Conv2d(4, 3, 5)]
+    x, y = data()
+    program = capture(nn.Sequential(*body, nn.Flatten()).double().eval(), x[:2])
+    assert any(m.index.shape[1] == 2 for g in program.groups if g.frozen is None for m in g.producers)
+    found = table(program, x, y, probes=1500)
+    for name, expected in exact_scores(program, x, y).items():
+        scores = found.groups[name]
+        assert (np.abs(scores.delta_loss - expected) <= 4.5 * scores.std_error).all()
+        assert np.abs(expected).max() > 7 * scores.std_error.min()
+
+
 def test_the_standard_error_is_calibrated(small):
     x, y = data()
     exact = np.concatenate(list(exact_scores(small, x, y).values()))

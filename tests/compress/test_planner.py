@@ -13,13 +13,14 @@ from nets import NETS
 
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import CostModel, count
-from secateur.compress.planner.greedy import greedy, threshold
+from secateur.compress.planner.greedy import cut, greedy, threshold
 from secateur.compress.planner.plan import plan
 from secateur.compress.planner.problem import Problem, grid_step, make_choices
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import BudgetError, ExitCode, UserError
 from secateur.export.targets import ORT_CPU
 from secateur.passes.capture import capture
+from secateur.passes.labels.groups import Group, Member, Role
 from secateur.passes.prune import apply
 
 
@@ -146,16 +147,27 @@ def test_free_cuts_are_taken_by_what_they_save():
     """Negative scores must not make a tiny saving look better than a large one."""
     program, model = captured("resnet_b")
     table = scores(program, 0)
-    names = list(table.groups)
-    saved = {n: model.dense.macs - model.cost({n: 4}).macs for n in names}
-    small, large = min(saved, key=saved.get), max(saved, key=saved.get)
+    saved = {n: model.dense.macs - model.cost({n: 4}).macs for n in table.groups}
+    small, large = min(saved, key=saved.__getitem__), max(saved, key=saved.__getitem__)
+    assert saved[large] > 2 * saved[small]
     groups = {
         n: Scores(np.full(len(s.delta_loss), -1e-3 if n in (small, large) else 1.0), s.std_error)
         for n, s in table.groups.items()
     }
-    limit = (model.dense.macs - saved[large] // 2) / model.dense.macs
-    made = plan(program, Sensitivity("hap", "loss", groups), target=ORT_CPU, budget=Budget(macs=f"{100 * limit}%"))
-    assert made.groups[large].removed and not any(made.groups[n].removed for n in names if n not in (small, large))
+    choices = make_choices(program.groups, replace(table, groups=groups), align=4, floor=0.1, ignore=())
+    limits = np.array([model.dense.params, model.dense.macs - saved[large]])
+    found = cut(Problem(choices, model, limits), np.zeros(len(choices), dtype=np.int64))
+    assert [c.group.name for c, p in zip(choices, found, strict=True) if p] == [large]
+
+
+@pytest.mark.parametrize(
+    ("multiplicities", "align", "step"), [((1,), 4, 4), ((4,), 4, 1), ((2,), 8, 4), ((6,), 4, 2), ((4, 1), 4, 4)]
+)
+def test_the_grid_counts_positions_not_units(multiplicities, align, step):
+    """Every axis that the units are computed on stays on the grid; what reads them does not count."""
+    members = [Member(f"w{i}", 0, Role.PRODUCE, np.arange(16 * m).reshape(16, m)) for i, m in enumerate(multiplicities)]
+    reader = Member("r", 1, Role.CONSUME, np.arange(48).reshape(16, 3))
+    assert grid_step(Group("g", 16, (*members, reader)), align) == step
 
 
 def test_a_budget_that_already_holds_keeps_everything():

@@ -50,10 +50,17 @@ def test_every_method_scores_every_group_that_may_shrink(method):
         assert scores.delta_loss.shape == scores.std_error.shape and (scores.std_error >= 0).all()
 
 
-def test_magnitude_is_the_mean_square_of_all_producers():
-    program = capture(*NETS["resnet_b"]())
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("resnet_b", lambda group: len(group.producers) > 1),
+        ("resnext", lambda group: any(m.index.shape[1] > 1 for m in group.producers)),
+    ],
+)
+def test_magnitude_is_the_mean_square_of_all_producers(name, holds):
+    program = capture(*NETS[name]())
     table = rank(program, method="magnitude")
-    group = next(g for g in program.groups if g.frozen is None and len(g.producers) > 1)
+    group = next(g for g in program.groups if g.frozen is None and holds(g))
     weights = [program.graph_module.get_parameter(m.tensor).detach().double() for m in group.producers]
     for unit in range(group.width):
         parts = [
