@@ -29,7 +29,7 @@ def fold_batch_norm(program: Program) -> Program:
         A new program; the layer keeps its name and has a bias.
     """
     program = program.clone(step="fold_batch_norm")
-    modules = dict(program.graph_module.named_modules())
+    modules = _modules(program)
     for node in list(program.graph.nodes):
         found = _foldable(node, modules)
         if found is None:
@@ -50,7 +50,7 @@ def batch_norm_to_conv(program: Program) -> Program:
         A new program; the convolution has the batch norm's name.
     """
     program = program.clone(step="batch_norm_to_conv")
-    modules = dict(program.graph_module.named_modules())
+    modules = _modules(program)
     for node in program.graph.nodes:
         norm = _called(node, modules)
         rank = _rank(node.all_input_nodes[0]) - 2 if isinstance(norm, _BatchNorm) else 0
@@ -76,7 +76,7 @@ def remove_dropout(program: Program) -> Program:
         A new program.
     """
     program = program.clone(step="remove_dropout")
-    modules = dict(program.graph_module.named_modules())
+    modules = _modules(program)
     for node in list(program.graph.nodes):
         if isinstance(_called(node, modules), _DropoutNd | nn.Identity):
             node.replace_all_uses_with(node.args[0])
@@ -96,6 +96,10 @@ def _finish(program: Program) -> Program:
     return result
 
 
+def _modules(program: Program) -> dict[str, nn.Module]:
+    return dict(program.graph_module.named_modules())
+
+
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules.get(str(node.target)) if node.op == "call_module" else None
 
@@ -110,7 +114,7 @@ def _calls(node: fx.Node) -> int:
     return sum(other.op == "call_module" and other.target == node.target for other in node.graph.nodes)
 
 
-def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, nn.Module, _BatchNorm] | None:
+def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, _ConvNd | nn.Linear, _BatchNorm] | None:
     """The node and layer that the batch norm at `node` can be folded into, if any."""
     norm = _called(node, modules)
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or _calls(node) > 1:
@@ -120,8 +124,9 @@ def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node, nn
         return None
     layer = _called(before, modules)
     # On [batch, length, features], batch norm normalises the length, not what a linear layer puts out.
-    fits = isinstance(layer, _ConvNd) or (isinstance(layer, nn.Linear) and _rank(before) == 2)
-    return (before, layer, norm) if fits and layer is not None and _calls(before) == 1 else None
+    if isinstance(layer, nn.Linear) and _rank(before) != 2:
+        return None
+    return (before, layer, norm) if isinstance(layer, _ConvNd | nn.Linear) and _calls(before) == 1 else None
 
 
 def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -135,7 +140,7 @@ def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else norm.bias.detach().double() + shift
 
 
-def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
+def _fold(layer: _ConvNd | nn.Linear, norm: _BatchNorm) -> None:
     """Folds `norm` into `layer`, in place. New parameters are made: the old ones may be tied to other layers."""
     scale, shift = _affine(norm)
     weight = layer.weight
