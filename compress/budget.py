@@ -21,8 +21,8 @@ TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 SIZE_UNITS = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 """Bytes of each unit, in lower case."""
 
-_UNITS = {"params": COUNT_UNITS, "macs": COUNT_UNITS, "latency": TIME_UNITS, "size": SIZE_UNITS}
-_EXAMPLES = {"params": ("40%", "300k"), "macs": ("50%", "20M"), "latency": ("60%", "2ms"), "size": ("30%", "400kB")}
+UNITS = {"params": COUNT_UNITS, "macs": COUNT_UNITS, "latency": TIME_UNITS, "size": SIZE_UNITS}
+EXAMPLES = {"params": ("40%", "300k"), "macs": ("50%", "20M"), "latency": ("60%", "2ms"), "size": ("30%", "400kB")}
 _AMOUNT = re.compile(r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([a-zµ%]*)", re.IGNORECASE)
 
 
@@ -100,13 +100,13 @@ class Budget(BaseModel):
     @classmethod
     def _has_unit(cls, value: object, info: Any) -> object:
         if value is not None:
-            parse_amount(value, _UNITS[info.field_name], _EXAMPLES[info.field_name])
+            parse_amount(value, UNITS[info.field_name], EXAMPLES[info.field_name])
         return value
 
     def amount(self, name: str) -> Amount | None:
         """The limit on `params`, `macs`, `latency` or `size`, if there is one."""
         text = getattr(self, name)
-        return None if text is None else parse_amount(text, _UNITS[name], _EXAMPLES[name])
+        return None if text is None else parse_amount(text, UNITS[name], EXAMPLES[name])
 
     def given(self) -> dict[str, Any]:
         """The budgets that were given, by name, as they were written."""
@@ -122,6 +122,6 @@ def _budget_error(error: ValidationError) -> UserError:
             f"unknown budget {key!r}{did_you_mean(key, known)}", where="Budget", hint=f"there is: {', '.join(known)}"
         )
     message = first["msg"].removeprefix("Value error, ")
-    relative, absolute = _EXAMPLES.get(key, ("", ""))
+    relative, absolute = EXAMPLES.get(key, ("", ""))
     hint = f"{key}={relative!r}, or {absolute!r}; on the command line --max-{key} {relative}" if relative else ""
     return UserError(f"the budget on {key} cannot be used", where=f"Budget({key}=…)", why=message, hint=hint)

@@ -6,63 +6,35 @@ be judged (no test data, no dense baseline) fails: nothing passes because nobody
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from .compress.budget import EXAMPLES, UNITS, Amount, parse_amount
 from .factory import DataSpec
-
-TIME_UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
-"""Seconds of each unit."""
-
-SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-"""Bytes of each unit, in lower case."""
-
-_QUANTITY = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ%]+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """An upper limit.
-
-    Attributes:
-        value: In seconds or bytes, or a share of the dense baseline (0.6 for 60%).
-        relative: It is a share.
-    """
-
-    value: float
-    relative: bool
-
-
-def parse_limit(text: str, units: dict[str, float] | dict[str, int]) -> Limit:
-    """Reads `2ms`, `400kB` or `60%`.
-
-    Raises:
-        ValueError: There is no unit, an unknown one, or the number is not positive and finite.
-    """
-    match = _QUANTITY.fullmatch(text.strip())
-    accepted = ", ".join((*units, "%"))
-    if not match:
-        raise ValueError(f"write a number with a unit ({accepted})")
-    number, unit = float(match[1]), match[2].lower()
-    if unit != "%" and unit not in units:
-        raise ValueError(f"unknown unit {match[2]!r}; there is: {accepted}")
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError("a limit must be positive")
-    return Limit(number / 100, True) if unit == "%" else Limit(number * units[unit], False)
 
 
 def _is_duration(text: str) -> str:
-    parse_limit(text, TIME_UNITS)
+    limit_of("latency", text)
     return text
 
 
 def _is_size(text: str) -> str:
-    parse_limit(text, SIZE_UNITS)
+    limit_of("size", text)
     return text
+
+
+def limit_of(kind: str, text: str) -> Amount:
+    """Reads an upper limit as budgets are read.
+
+    Args:
+        kind: `latency` ("2ms", in seconds) or `size` ("400kB", in bytes); both may be a share ("60%").
+        text: What was written.
+
+    Raises:
+        ValueError: There is no unit, an unknown one, or the number is not positive and finite.
+    """
+    return parse_amount(text, UNITS[kind], EXAMPLES[kind])
 
 
 class Gate(BaseModel):
@@ -124,9 +96,9 @@ class LatencyGate(Gate):
         return batches
 
     @property
-    def limit(self) -> Limit | None:
+    def limit(self) -> Amount | None:
         """The limit, in seconds or as a share."""
-        return None if self.max is None else parse_limit(self.max, TIME_UNITS)
+        return None if self.max is None else limit_of("latency", self.max)
 
 
 class SizeGate(Gate):
@@ -139,9 +111,9 @@ class SizeGate(Gate):
     max: Annotated[str, AfterValidator(_is_size)] | None = None
 
     @property
-    def limit(self) -> Limit | None:
+    def limit(self) -> Amount | None:
         """The limit, in bytes or as a share."""
-        return None if self.max is None else parse_limit(self.max, SIZE_UNITS)
+        return None if self.max is None else limit_of("size", self.max)
 
 
 class KernelGate(Gate):

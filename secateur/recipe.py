@@ -103,14 +103,15 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _budget_becomes_gate(cls, raw: Any) -> Any:
-        """A budget on latency or accuracy is a promise about the artifact, so it is also its gate."""
+        """A budget on latency, size or accuracy is a promise about the artifact, so it is also its gate."""
         if not isinstance(raw, dict):
             return raw
         budget = raw.get("budget")
         if not isinstance(budget, dict):
             return raw
         gates = dict(raw.get("gates") or {})
-        for limit, gate, key in (("latency", "latency", "max"), ("accuracy_drop", "accuracy", "max_drop")):
+        promises = (("latency", "latency", "max"), ("size", "size", "max"), ("accuracy_drop", "accuracy", "max_drop"))
+        for limit, gate, key in promises:
             if budget.get(limit) is not None:
                 gates[gate] = {**(gates.get(gate) or {}), key: budget[limit]}
         return {**raw, "gates": gates}

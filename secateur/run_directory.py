@@ -29,6 +29,9 @@ from .export.hashing import hash_file, hash_tree
 
 FORMAT = 1
 PARTIAL = ".partial"
+KEY = ".key"
+STATE = "state"
+"""Folder in which a step that was interrupted finds what it had done."""
 
 
 @dataclass(frozen=True)
@@ -161,18 +164,20 @@ class RunDirectory:
     def writing(self, step: str, key: str) -> Iterator[Path]:
         """A scratch folder for a step; it survives an interruption and is handed out again for the same key."""
         scratch = self.path / (step + PARTIAL)
-        stamp = scratch / ".key"
-        if scratch.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == key):
-            shutil.rmtree(scratch)
+        stamp = scratch / KEY
+        same = stamp.is_file() and stamp.read_text(encoding="utf-8") == key
         scratch.mkdir(exist_ok=True)
+        for left in scratch.iterdir():  # of what was interrupted, only a training's own state can be trusted
+            if not (same and left.name in {KEY, STATE}):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         stamp.write_text(key, encoding="utf-8")
         yield scratch
 
     def finish(self, step: str, key: str, facts: Mapping[str, Any], started: float) -> StepRecord:
         """Turns the scratch folder into the step's folder and enters it in the manifest."""
         scratch, final = self.path / (step + PARTIAL), self.folder(step)
-        (scratch / ".key").unlink()
-        shutil.rmtree(scratch / "state", ignore_errors=True)
+        (scratch / KEY).unlink()
+        shutil.rmtree(scratch / STATE, ignore_errors=True)
         if final.exists():
             shutil.rmtree(final)
         scratch.replace(final)

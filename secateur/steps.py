@@ -28,7 +28,7 @@ from .passes.program import Program
 from .passes.prune import apply
 from .progress import Reporter
 from .recipe import Recipe
-from .run_directory import RunDirectory
+from .run_directory import STATE, RunDirectory
 
 PROGRAM = "program"
 PLAN = "plan.yaml"
@@ -175,7 +175,7 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
         settings=context.recipe.heal,
         validation=context.data.validation,
         metric=context.metric,
-        state_dir=folder / "state",
+        state_dir=folder / STATE,
         progress=context.progress("heal"),
     )
     result.program.save(folder / PROGRAM)
@@ -205,7 +205,7 @@ def _quantize(context: Context, folder: Path) -> dict[str, Any]:
         teacher=context.program("capture"),
         validation=data.validation,
         metric=context.metric,
-        state_dir=folder / "state",
+        state_dir=folder / STATE,
         progress=context.progress("quantize"),
     )
     result.program.save(folder / PROGRAM)

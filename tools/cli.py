@@ -222,7 +222,7 @@ def _overrides(
         "budget.params": params,
         "budget.latency": latency,
         "budget.accuracy_drop": drop,
-        "gates.size.max": size,
+        "budget.size": size,
         "seed": seed,
     }
     return {key: value for key, value in named.items() if value is not None} | parse_pairs(pairs or [])

@@ -48,7 +48,7 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
     names = {
         "budget.latency": ("latency", "max"),
         "budget.accuracy_drop": ("accuracy", "max_drop"),
-        "gates.size.max": ("size", "max"),
+        "budget.size": ("size", "max"),
     }
     for key, value in limits.items():
         gate, limit = names[key]
