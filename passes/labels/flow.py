@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...errors import Refused
 from .groups import Role
 from .rule import Rules, as_int, find_rule, op_name
-from .values import Labels
+from .values import Labels, collapse_equal
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ class Flow:
         )
         shape = tuple(torch.broadcast_shapes(shape_a, shape_b))
         if a.labelled and b.labelled:
-            return Labels(self.same(ids_a, ids_b, node, f"{op_name_of(self, node)} {_FIXED_PART}"), shape)
+            # Go on with the ids that differ along fewer axes: those of a channel axis, not of every element of a
+            # parameter, so that the layers behind see channels.
+            few, many = sorted((ids_a, ids_b), key=Tensor.numel)
+            return Labels(collapse_equal(self.same(few, many, node, f"{op_name_of(self, node)} {_FIXED_PART}")), shape)
         if not a.labelled:
             ids_a, shape_a, ids_b, shape_b = ids_b, shape_b, ids_a, shape_a
         if any(ids_a.shape[axis] > 1 and shape_b[axis] > 1 for axis in range(rank)):

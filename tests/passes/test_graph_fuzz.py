@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from nets import rebatch
 from oracle import assert_same_function
+
 from secateur.passes.capture import capture
 from secateur.passes.program import Program
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from nets import NETS, rebatch
 from oracle import assert_same_function
+from torch import Tensor, nn
+
 from secateur.passes.capture import capture
 from secateur.passes.labels.analysis import analyse
 from secateur.passes.labels.groups import Role
@@ -18,7 +20,6 @@ from secateur.passes.labels.table import RULES
 from secateur.passes.labels.values import Labels
 from secateur.passes.labels.widths import axis_terms
 from secateur.passes.program import Program
-from torch import Tensor, nn
 
 OUTPUT = "it is an output of the network"
 
@@ -278,3 +279,54 @@ def test_analysis_time_grows_linearly() -> None:
         return min(times)
 
     assert seconds(160) < 10 * seconds(40)  # 4 times the size; 16 if quadratic
+
+
+def test_a_parameter_of_a_layer_that_is_also_used_freely() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.one(x)) * self.two.bias[:, None, None]
+            return self.fc(self.two(x).mean((2, 3)))
+
+    program = capture(Net(), torch.randn(2, 3, 3, 3))
+    free = [g for g in program.groups if g.frozen is None]
+    assert [(g.name, g.width) for g in free] == [("one", 6)]  # the bias makes them one group
+    smaller = assert_same_function(program, {"one": [0, 4]}, [(torch.randn(3, 3, 3, 3),)])
+    assert smaller.module().get_parameter("two.weight").shape == (2, 2, 1, 1)
+
+
+def test_a_weight_that_is_also_used_freely_stays() -> None:
+    """Both its axes would have to shrink alike for every use: no rule ties them, so the layer stays."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.fc = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.two(F.relu(self.one(x))) @ self.two.weight.t())
+
+    groups = capture(Net(), torch.randn(2, 3)).groups
+    assert all(g.frozen is not None for g in groups if g.name in ("one", "two"))
+
+
+def test_positional_parameters_follow_the_axis_that_shrinks() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fc = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.position = nn.Parameter(torch.randn(1, 4, 6))
+            self.token = nn.Parameter(torch.randn(1, 1, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1) + self.position
+            return self.fc(F.gelu(x))
+
+    program = capture(Net(), torch.randn(2, 3, 3))
+    members = {m.tensor: (m.axis, m.role) for m in program.groups[0].members}
+    assert members["position"] == (2, Role.CARRY) and members["token"] == (2, Role.CARRY)
+    smaller = assert_same_function(program, {"embed": [1, 2, 5]}, [(torch.randn(batch, 3, 3),) for batch in (2, 3)])
+    assert smaller.module().get_parameter("position").shape == (1, 4, 3)
