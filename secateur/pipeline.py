@@ -51,6 +51,7 @@ def compile(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     force: bool = False,
+    debug: bool = False,
     reporter: Reporter | None = None,
 ) -> CompileResult:
     """Runs a recipe into a run directory.
@@ -65,6 +66,7 @@ def compile(
         resume: Continues although the recipe differs from the one that the directory was made with; only the steps that
             the change concerns, and those after them, run again.
         force: Starts over; what the directory holds is removed.
+        debug: Verifies the graph of every program that a step makes.
         reporter: Told about progress.
 
     Raises:
@@ -77,11 +79,16 @@ def compile(
         if force:
             run.clear()
         _adopt(run, recipe, resume=resume)
-        return _run_steps(run, recipe, until, reporter or Silent())
+        return _run_steps(run, recipe, until, reporter or Silent(), debug=debug)
 
 
 def resume(
-    directory: str | Path, *, until: str, reporter: Reporter | None = None, again: bool = False
+    directory: str | Path,
+    *,
+    until: str,
+    reporter: Reporter | None = None,
+    again: bool = False,
+    debug: bool = False,
 ) -> CompileResult:
     """Continues a run directory with its own recipe, up to and including step `until`.
 
@@ -90,11 +97,12 @@ def resume(
         until: Name of the last step to run.
         reporter: Told about progress.
         again: Runs that last step even if its inputs did not change.
+        debug: Verifies the graph of every program that a step makes.
     """
     run = RunDirectory.existing(directory)
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
     with run.locked():
-        return _run_steps(run, recipe, until, reporter or Silent(), again=again)
+        return _run_steps(run, recipe, until, reporter or Silent(), again=again, debug=debug)
 
 
 def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
@@ -115,12 +123,12 @@ def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _run_steps(
-    run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False
+    run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False, debug: bool = False
 ) -> CompileResult:
     torch.manual_seed(recipe.seed)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    context = Context(recipe, run, reporter)
+    context = Context(recipe, run, reporter, debug=debug)
     for step in STEPS.values():
         _run_step(step, context, again=again and step.name == until)
         if step.name == until:

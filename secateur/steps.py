@@ -26,6 +26,7 @@ from .factory import source_file
 from .passes.capture import capture
 from .passes.program import Program
 from .passes.prune import apply
+from .passes.verify import verify
 from .progress import Reporter
 from .recipe import Recipe
 from .run_directory import STATE, RunDirectory
@@ -38,8 +39,8 @@ TABLE = "sensitivity.safetensors"
 class Context:
     """What the steps share: recipe, run directory, and what the recipe names, made when first needed."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, reporter: Reporter) -> None:
-        self.recipe, self.run, self.reporter = recipe, run, reporter
+    def __init__(self, recipe: Recipe, run: RunDirectory, reporter: Reporter, *, debug: bool = False) -> None:
+        self.recipe, self.run, self.reporter, self.debug = recipe, run, reporter, debug
 
     @cached_property
     def data(self) -> inputs.Data:
@@ -64,6 +65,12 @@ class Context:
     def program(self, step: str) -> Program:
         """The program that a finished step wrote."""
         return Program.load(self.run.folder(STEPS[step].folder) / PROGRAM)
+
+    def keep(self, program: Program, folder: Path) -> None:
+        """Writes the program that a step made; checks its graph first if asked to."""
+        if self.debug:
+            verify(program)
+        program.save(folder / PROGRAM)
 
     def score(self, program: Program, *, test: bool = True) -> dict[str, float]:
         """The metric of a program on the test set, and on the validation split where there is one."""
@@ -110,7 +117,7 @@ class Step:
 def _capture(context: Context, folder: Path) -> dict[str, Any]:
     args, kwargs = inputs.example_inputs(context.data.calibration)
     program = capture(inputs.load_model(context.recipe.model), args, example_kwargs=kwargs).eval()
-    program.save(folder / PROGRAM)
+    context.keep(program, folder)
     frozen = {g.name: str(g.frozen) for g in program.groups if g.frozen}
     if program.static_batch:
         context.reporter.note(f"the batch size is fixed: {program.static_batch}")
@@ -162,7 +169,7 @@ def _apply(context: Context, folder: Path) -> dict[str, Any]:
     chosen = Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN)
     chosen.check(dense)
     smaller = apply(dense, chosen.keep(), allow_unchanged=True)
-    smaller.save(folder / PROGRAM)
+    context.keep(smaller, folder)
     return {"cost": _cost(smaller), "score": context.score(smaller)}
 
 
@@ -178,7 +185,7 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
         state_dir=folder / STATE,
         progress=context.progress("heal"),
     )
-    result.program.save(folder / PROGRAM)
+    context.keep(result.program, folder)
     return {
         "score_before": {"test": evaluate(result.start, context.data.test, context.metric).metric},
         "score": context.score(result.program),
@@ -208,7 +215,7 @@ def _quantize(context: Context, folder: Path) -> dict[str, Any]:
         state_dir=folder / STATE,
         progress=context.progress("quantize"),
     )
-    result.program.save(folder / PROGRAM)
+    context.keep(result.program, folder)
     stays_float = {name: str(refused) for name, refused in result.journal}
     for name, reason in stays_float.items():
         context.reporter.note(f"{name} stays float: {reason}")

@@ -41,6 +41,7 @@ MaxDrop = Annotated[
     float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")
 ]
 MaxSize = Annotated[str | None, typer.Option(help="Limit on the artifact's size: 40% or 300kB.", metavar="AMOUNT")]
+Debug = Annotated[bool, typer.Option("--debug", help="Verify the graph of every program that a step makes.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any other key: --set heal.epochs=3", metavar="KEY=VALUE")]
 
@@ -101,6 +102,7 @@ def compile(
     set_: Set = None,
     resume: Resume = False,
     force: Force = False,
+    debug: Debug = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -108,7 +110,9 @@ def compile(
     from .commands import run_steps
 
     overrides = _overrides(max_macs, max_params, max_latency, max_accuracy_drop, max_size, seed, set_)
-    return run_steps(source, out, "check", overrides, resume=resume, force=force, as_json=json, quiet=quiet)
+    return run_steps(
+        source, out, "check", overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet
+    )
 
 
 def _stage(name: str, text: str) -> None:
@@ -122,13 +126,16 @@ def _stage(name: str, text: str) -> None:
         set_: Set = None,
         resume: Resume = False,
         force: Force = False,
+        debug: Debug = False,
         json: Json = False,
         quiet: Quiet = False,
     ) -> int:
         from .commands import run_steps
 
         overrides = _overrides(max_macs, max_params, None, None, None, None, set_)
-        return run_steps(source, out, name, overrides, resume=resume, force=force, as_json=json, quiet=quiet)
+        return run_steps(
+            source, out, name, overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet
+        )
 
     app.command(name, help=text)(stage)
 

@@ -24,6 +24,7 @@ def run_steps(
     *,
     resume: bool,
     force: bool,
+    debug: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -33,7 +34,7 @@ def run_steps(
         The exit code: the verdict's if the gates ran.
     """
     with ConsoleReporter(quiet=quiet) as reporter:
-        result = _run(source, out, until, overrides, resume_=resume, force=force, reporter=reporter)
+        result = _run(source, out, until, overrides, resume_=resume, force=force, debug=debug, reporter=reporter)
     report = None
     if until == "check":
         report = write_run_report(result.directory, None)
@@ -99,6 +100,7 @@ def _run(
     *,
     resume_: bool,
     force: bool,
+    debug: bool,
     reporter: ConsoleReporter,
 ) -> CompileResult:
     if not source.is_dir():
@@ -109,6 +111,7 @@ def _run(
             overrides=overrides,
             resume=resume_,
             force=force,
+            debug=debug,
             reporter=reporter,
         )
     if overrides or out or force:
@@ -118,4 +121,4 @@ def _run(
             why="--out, --force, --set and budgets belong to a recipe",
             hint=f"secateur {until} RECIPE --out {source} --resume …",
         )
-    return resume(source, until=until, reporter=reporter)
+    return resume(source, until=until, debug=debug, reporter=reporter)

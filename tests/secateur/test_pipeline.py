@@ -19,7 +19,7 @@ from secateur.errors import ExitCode
 def run(tmp_path_factory):
     """A finished run, its recipe beside it."""
     folder = tmp_path_factory.mktemp("compile")
-    code, out, err = secateur("compile", tiny_recipe(folder), "--out", folder / "run")
+    code, out, err = secateur("compile", tiny_recipe(folder), "--out", folder / "run", "--debug")
     assert code == ExitCode.OK, err
     return folder / "run", out
 
