@@ -52,10 +52,9 @@ def _add_quantizer(graph_module: fx.GraphModule, value: QuantValue, scheme: Quan
     non_negative = value.non_negative and scheme.unsigned_zero_after_relu
     quantizer = FakeQuantize(scheme.activation, non_negative=non_negative)
     quantizer.train(graph_module.training)
-    home = _HOME
-    while home in dict(graph_module.named_parameters()) or isinstance(getattr(graph_module, home, None), fx.Node):
-        home += "_"
-    path = f"{home}.{value.owner.name}"
+    path, taken = f"{_HOME}.{value.owner.name}", dict(graph_module.named_modules())
+    while path in taken:
+        path += "_"
     graph_module.add_submodule(path, quantizer)
     return path
 
