@@ -98,8 +98,7 @@ class _Placer:
     # What a layer may do.
 
     def leads_to_layer(self) -> set[fx.Node]:
-        """Nodes from which a convolution, or a linear layer over an extent, can be reached; all nodes if there is
-        none."""
+        """Nodes that lead to a convolution or to a linear layer over an extent; all nodes if there is neither."""
         anchors = [
             node
             for node, layer in self.layers.items()
