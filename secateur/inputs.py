@@ -64,16 +64,17 @@ def load_data(spec: DataSpec) -> Data:
     """
     made = call_factory(spec.factory, spec.args, where="data.factory")
     get = made.get if isinstance(made, Mapping) else lambda name: getattr(made, name, None)
-    train, test = get("train"), get("test")
-    for name, loader in (("train", train), ("test", test)):
-        if loader is None:
+    found: dict[str, Any] = {name: get(name) for name in ("train", "calibration", "validation", "test")}
+    for name in ("train", "test"):
+        if found[name] is None:
             raise UserError(
                 f"the data factory gives no {name!r} loader",
                 where=f"data.factory {spec.factory}",
                 hint="return a mapping with train, test and, better, validation and calibration",
             )
-    calibration = get("calibration")
-    return Data(train, train if calibration is None else calibration, get("validation"), test)
+    if found["calibration"] is None:
+        found["calibration"] = found["train"]
+    return Data(**found)
 
 
 def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from ..errors import UserError
@@ -18,7 +17,7 @@ def write_recipe(path: Path, *, force: bool) -> None:
         raise UserError(
             "there is a file here already", where=str(path), hint="--force replaces it; or name another file"
         )
-    text = files(__package__).joinpath("recipe_template.yaml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("recipe_template.yaml").read_text(encoding="utf-8")
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
