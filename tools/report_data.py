@@ -61,7 +61,7 @@ def _groups(run: RunDirectory, table: Sensitivity) -> Iterator[GroupRow]:
             kept=len(line.kept),
             delta_loss=line.delta_loss if line.removed else None,
             std_error=line.std_error if line.removed else None,
-            reason=line.reason,
+            reason=line.reason.removeprefix("frozen: "),
             frozen=scores is None,
             scores=scores.delta_loss.tolist() if scores else (),
             score_errors=scores.std_error.tolist() if scores else (),
