@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError, UserError
-from .functionalise import functionalise
+from .functionalise import free_views, functionalise
 from .program import Program
 from .remodulise import remodulise
 from .shapes import batch_size, propagate, resize_batch, values_of
@@ -205,11 +205,13 @@ def _rebuild(
     for node in list(exported.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             exported.graph.erase_node(node)
+    free_views(exported.graph)
     try:
         values = values_of(exported, args, kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise _refusal(source, error) from error
     functionalise(exported, values)
+    free_views(exported.graph)
     return remodulise(exported, source, values_of(exported, args, kwargs))
 
 

@@ -35,6 +35,24 @@ def functionalise(graph_module: fx.GraphModule, values: Mapping[fx.Node, Any]) -
     graph_module.graph.lint()
 
 
+def writes_in_place(graph: fx.Graph) -> bool:
+    """Whether a call in the graph writes to one of its arguments, so that sharing memory or not makes a difference."""
+    return any(isinstance(n.target, OpOverload) and n.target._schema.is_mutable for n in graph.nodes)
+
+
+def free_views(graph: fx.Graph) -> None:
+    """Turns views into reshapes, in place, unless sharing memory matters.
+
+    A view depends on the memory layout, which changes with widths and memory formats, and `torch.export` drops
+    `contiguous` calls where the example inputs did not need them.
+    """
+    if writes_in_place(graph):
+        return
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+
+
 def _functional_form(node: fx.Node) -> OpOverload | None:
     """`aten.relu` for `aten.relu_`, and so on; None if the node does not write into its first argument."""
     target = node.target

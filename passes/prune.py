@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UserError
+from .functionalise import free_views
 from .labels.analysis import Analysis
 from .labels.flow import canonical_names, shape_of
 from .labels.resize import Resize
 from .labels.rule import find_rule
-from .labels.rules_movement import free_views
 from .labels.selection import Keep, check_keep, kept_positions
 from .program import Program
 from .shapes import propagate

@@ -14,7 +14,8 @@ def empty():
 
 
 def not_pairs():
-    return dict.fromkeys(("train", "test"), [torch.zeros(8, 3, 8, 8)])
+    images = [torch.zeros(8, 3, 8, 8)]
+    return {"train": images, "test": images}
 
 
 def labels_out_of_range():

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
 from secateur.export.manifest import FORMAT, describe_files, write_manifest
 from secateur.passes.capture import capture
-from torch import nn
 
 CLASSES, SIZE, WIDTH = 4, 12, 16
 DATA = """

@@ -1,8 +1,8 @@
 """A run as its report sees it: a ResNet-20 with made-up but plausible numbers, the same every time."""
 
 import numpy as np
-from secateur.tools.report import GroupRow, ReportData, Stage
 
+from secateur.tools.report import GroupRow, ReportData, Stage
 from secateur.verdict import GateResult, Verdict
 
 KERNELS = {

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import yaml_text
+
 from secateur.tools.cli import run
 
 HERE = Path(__file__).parent

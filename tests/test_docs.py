@@ -1,8 +1,8 @@
 """Every command and code block of the README and the guide is executed, page by page, in a fresh folder.
 
-Languages: `bash` and `python` blocks are run in order; `yaml` blocks that hold a recipe are checked, and one whose first
-line is `# NAME.yaml` is written to that file, as are `python` blocks that begin with `# NAME.py`. Blocks without a language
-(or `text`) show output. A `bash` line that should fail says so: `… || test $? -eq 3`.
+`bash` and `python` blocks run in order. A `yaml` or `python` block whose first line is `# NAME.yaml` or `# NAME.py` is
+written to that file instead. Blocks of language `text`, or of none, show output. A `bash` line that has to fail says so:
+`… || test $? -eq 3`.
 """
 
 import os

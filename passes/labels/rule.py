@@ -87,8 +87,3 @@ def concrete(value: Any) -> Any:
 def as_int(value: Any) -> Any:
     """A symbolic size as the number it is at the example inputs; other values unchanged."""
     return int(value) if isinstance(value, torch.SymInt) else value
-
-
-def writes_in_place(graph: fx.Graph) -> bool:
-    """Whether a call in the graph writes to one of its arguments, so that sharing memory or not makes a difference."""
-    return any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes)

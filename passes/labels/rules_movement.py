@@ -9,7 +9,7 @@ from torch import fx
 
 from .flow import Flow
 from .resize import Resize
-from .rule import Key, Rule, arguments, concrete, op_name, set_argument, writes_in_place
+from .rule import Key, Rule, arguments, concrete, op_name, set_argument
 from .rules_layers import tie
 from .values import Labels, moved, reshaped
 
@@ -66,15 +66,6 @@ def rewrite_squeeze(resize: Resize, node: fx.Node) -> None:
         dropped = [axis for axis, size in enumerate(resize.old_shape(source)) if size == 1]
         node.target = aten.squeeze.dims
         node.args = (source, dropped)
-
-
-def free_views(graph: fx.Graph) -> None:
-    """Turns views into reshapes, in place: the memory layout, on which a view depends, changes with the widths."""
-    if writes_in_place(graph):
-        return
-    for node in graph.nodes:
-        if node.target is aten.view.default:
-            node.target = aten.reshape.default
 
 
 # Repetition.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import UserError
+from ..functionalise import writes_in_place
 from .flow import Flow, attribute_of, where_of
 from .resize import Resize
-from .rule import Key, Rule, arguments, concrete, set_argument, writes_in_place
+from .rule import Key, Rule, arguments, concrete, set_argument
 from .rules_movement import flow_view_op
 from .values import Labels
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import NETS, rebatch
-from secateur.passes.capture import capture
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from secateur.passes.capture import capture
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -339,3 +340,20 @@ def test_says_nothing(capfd):
     capture(FixedBatch(), torch.randn(4, 3, 4))
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+def test_a_view_after_a_dropped_contiguous_is_captured():
+    """In eval mode dropout is the identity, and export drops the `contiguous` that the view needs."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.drop(x[:, ::2]).contiguous().view(x.shape[0], -1))
+
+    model, x = Net().eval(), torch.randn(3, 4, 2, 2)
+    program = capture(model, x)
+    torch.testing.assert_close(program.module()(x), model(x))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from secateur.passes.capture import capture
 from torch import Tensor, nn
 
 from secateur.errors import ExitCode, UnsupportedError, UserError
+from secateur.passes.capture import capture
 
 
 class Branch(nn.Module):

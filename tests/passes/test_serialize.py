@@ -9,16 +9,16 @@ import shutil
 import pytest
 import torch
 from nets import NETS, rebatch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from secateur.errors import ExitCode, UnsupportedError, UserError
 from secateur.passes.capture import capture
 from secateur.passes.codec import CodecError, decode, encode
 from secateur.passes.program import Program
 from secateur.passes.quant.grid import Grid
 from secateur.passes.quant.modules import FakeQuantize
 from secateur.passes.verify import verify
-from torch import nn
-from torch.utils import _pytree as pytree
-
-from secateur.errors import ExitCode, UnsupportedError, UserError
 
 FILES = ("graph.json", "weights.safetensors", "examples.safetensors")
 

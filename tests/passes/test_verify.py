@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from nets import NETS
+from torch import nn
+
+from secateur.errors import Allowed, Refused, UserError
 from secateur.passes.capture import capture
 from secateur.passes.passbase import JournalEntry, Pass, PassResult, run_pass, run_passes
 from secateur.passes.program import Program
 from secateur.passes.shapes import batch_size, propagate, resize_batch, values_of
 from secateur.passes.tidy import tidy
 from secateur.passes.verify import InvalidProgram, verify
-from torch import nn
-
-from secateur.errors import Allowed, Refused, UserError
 
 
 @functools.cache

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gate_artifacts
 import pytest
-from secateur.runtime_tests.judge import Judge, sentence
-from secateur.runtime_tests.subject import Subject
 
 from secateur.errors import UserError
 from secateur.factory import DataSpec
 from secateur.gates import AccuracyGate, CheckFile, KernelGate, LatencyGate, LegalityGate, ParityGate, SizeGate
+from secateur.runtime_tests.judge import Judge, sentence
+from secateur.runtime_tests.subject import Subject
 
 FAST = {"seconds": 0.02, "batches": (1, 3)}
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from secateur.runtime_tests.measures import Comparison, mean_std_error, paired_drop
 
 RNG = np.random.default_rng(0)

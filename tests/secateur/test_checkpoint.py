@@ -3,9 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+
 from secateur.checkpoint import load_checkpoint
 from secateur.errors import UserError
-from torch import nn
 
 
 def net(classes=3):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import HERE, secateur, tiny_recipe
+
 from secateur.errors import ExitCode
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml_text
+
 from secateur.errors import ExitCode, UserError
 from secateur.recipe_file import load_recipe, parse_recipe, read_yaml, write_yaml
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from runs import secateur, tiny_recipe
+
 from secateur.errors import ExitCode
 from secateur.recipe_file import load_recipe
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 from report_sample import report_data
+
 from secateur.tools.report import (
     GroupRow,
     ReportData,

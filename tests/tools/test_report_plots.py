@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+
 from secateur.tools.report_plots import (
     TOOLTIP_LIMIT,
     LogAxis,
