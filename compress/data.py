@@ -20,7 +20,7 @@ MetricFn = Callable[[Any, Any], Tensor]
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     """Splits a batch into positional inputs, keyword inputs and target.
 
-    A batch is a pair `(inputs, target)`: inputs may be a tensor (one positional argument), a tuple or list (several) or a
+    A batch is a pair `(inputs, target)`: inputs are a tensor (one positional argument), a tuple or list (several) or a
     dict (keyword arguments).
 
     Returns:

@@ -1,7 +1,7 @@
 """Every command and code block of the README and the guide is executed, page by page, in a fresh folder.
 
 `bash` and `python` blocks run in order. A `yaml` or `python` block whose first line is `# NAME.yaml` or `# NAME.py` is
-written to that file instead. Blocks of language `text`, or of none, show output. A `bash` line that has to fail says so:
+written to that file instead. Blocks of language `text`, or of none, show output. A line that has to fail says so:
 `… || test $? -eq 3`.
 """
 
