@@ -140,17 +140,19 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError("a file of CIFAR-10 is missing", where=str(path), hint=HINT)
     batch = load_numpy_pickle(path)
-    data, labels = (batch.get("data"), batch.get("labels")) if isinstance(batch, dict) else (None, None)
+    if not isinstance(batch, dict):
+        batch = {}
+    data, labels = batch.get("data"), batch.get("labels")
     good_data = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (IMAGES_IN_FILE, PIXELS)
     good_labels = isinstance(labels, list) and len(labels) == IMAGES_IN_FILE and all(type(v) is int for v in labels)
-    if not (good_data and good_labels):
-        raise UserError(
-            "a file of CIFAR-10 is damaged",
-            where=str(path),
-            why=f"it does not hold data (uint8, {IMAGES_IN_FILE} x {PIXELS}) and {IMAGES_IN_FILE} integer labels",
-            hint=HINT,
-        )
-    return data, _checked_labels(np.asarray(labels), path)
+    if good_data and good_labels:
+        return data, _checked_labels(np.asarray(labels), path)
+    raise UserError(
+        "a file of CIFAR-10 is damaged",
+        where=str(path),
+        why=f"it does not hold data (uint8, {IMAGES_IN_FILE} x {PIXELS}) and {IMAGES_IN_FILE} integer labels",
+        hint=HINT,
+    )
 
 
 def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
