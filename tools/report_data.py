@@ -8,6 +8,7 @@ from typing import Any
 
 from ..compress.plan import Plan
 from ..compress.sensitivity.table import Sensitivity
+from ..errors import UserError
 from ..recipe_file import read_yaml
 from ..run_directory import RunDirectory
 from ..steps import PLAN, STEPS, TABLE
@@ -24,11 +25,19 @@ def report_data(source: Path, command: str = "") -> ReportData:
         command: What was typed.
 
     Raises:
-        UserError: There is no run, or it stopped before its plan.
+        UserError: There is no run, or it stopped before its artifact.
     """
     run = RunDirectory.existing(source)
     manifest = run.manifest()
     facts = {name: record.facts for name, step in STEPS.items() if (record := run.record(step.folder))}
+    missing = [name for name in STEPS if name not in facts and name != "check"]
+    if missing:
+        raise UserError(
+            "this run has not come far enough for a report",
+            where=str(source),
+            why=f"step {missing[0]} has not finished",
+            hint=f"secateur export {source}",
+        )
     recipe = read_yaml(run.recipe_file, what="resolved recipe")
     verdict = _verdict(run)
     table = Sensitivity.load(run.folder(STEPS["rank"].folder) / TABLE)

@@ -116,6 +116,8 @@ def test_an_infeasible_budget_is_refused_before_training_with_the_nearest(run, t
     code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path / "run", "--max-macs", "1%")
     assert code == ExitCode.GATE and "nearest" in err
     assert not (tmp_path / "run" / "05-heal").exists()
+    code, _, err = secateur("report", tmp_path / "run")
+    assert code == ExitCode.USAGE and "step plan has not finished" in err
 
 
 def test_a_limit_that_cannot_hold_exits_with_3(run):
