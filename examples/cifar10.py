@@ -143,16 +143,17 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(batch, dict):
         batch = {}
     data, labels = batch.get("data"), batch.get("labels")
-    good_data = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (IMAGES_IN_FILE, PIXELS)
-    good_labels = isinstance(labels, list) and len(labels) == IMAGES_IN_FILE and all(type(v) is int for v in labels)
-    if good_data and good_labels:
-        return data, _checked_labels(np.asarray(labels), path)
-    raise UserError(
-        "a file of CIFAR-10 is damaged",
-        where=str(path),
-        why=f"it does not hold data (uint8, {IMAGES_IN_FILE} x {PIXELS}) and {IMAGES_IN_FILE} integer labels",
-        hint=HINT,
-    )
+    if not (
+        (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (IMAGES_IN_FILE, PIXELS))
+        and (isinstance(labels, list) and len(labels) == IMAGES_IN_FILE and all(type(v) is int for v in labels))
+    ):
+        raise UserError(
+            "a file of CIFAR-10 is damaged",
+            where=str(path),
+            why=f"it does not hold data (uint8, {IMAGES_IN_FILE} x {PIXELS}) and {IMAGES_IN_FILE} integer labels",
+            hint=HINT,
+        )
+    return data, _checked_labels(np.asarray(labels), path)
 
 
 def _checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
