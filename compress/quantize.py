@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UnsupportedError, UserError
 from ..passes.fold import batch_norm_to_conv, fold_batch_norm, remove_dropout
+from ..passes.passbase import FunctionPass, run_passes
 from ..passes.program import Program
 from ..passes.quant.grid import QuantScheme
 from ..passes.quant.insert import insert_fake_quant
@@ -18,6 +19,13 @@ from .data import Loader, LossFn, MetricFn
 from .heal.evaluate import cross_entropy, evaluate, top1
 from .heal.settings import TrainSettings
 from .heal.train import fit
+
+FOLDING = (
+    FunctionPass("remove dropout", remove_dropout),
+    FunctionPass("fold batch norm", fold_batch_norm),
+    FunctionPass("batch norm to convolution", batch_norm_to_conv),
+)
+"""What happens to a program before it is quantised; each changes nothing where there is nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def prepare(program: Program, scheme: QuantScheme) -> tuple[Program, QuantJourna
     Raises:
         UnsupportedError: Nothing in the program can be quantised.
     """
-    folded = batch_norm_to_conv(fold_batch_norm(remove_dropout(program)))
+    folded = run_passes(FOLDING, program, allow_unmodified=True).program
     placement = place(folded, scheme)
     if not placement.layers:
         reasons = sorted({str(refused.reason) for _, refused in placement.journal})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -61,6 +61,37 @@ class Pass(Protocol):
     def ensures(self, program: Program) -> None:
         """Raises `InvalidProgram` if the new program is not what the pass promises."""
         ...
+
+
+@dataclass(frozen=True)
+class FunctionPass:
+    """A pass that is a plain function of the program and runs on any.
+
+    Attributes:
+        name: Name in the report.
+        function: From programs to programs; never changes its argument.
+    """
+
+    name: str
+    function: Callable[[Program], Program]
+
+    def requires(self, program: Program) -> Allowed | Refused:
+        """Every program will do."""
+        return Allowed()
+
+    def run(self, program: Program) -> PassResult:
+        """The new program; it counts as modified if its graph or one of its layers is another one."""
+        new = self.function(program)
+        modified = _structure(new) != _structure(program)
+        return PassResult(new, modified, (JournalEntry("graph", self.name),) if modified else ())
+
+    def ensures(self, program: Program) -> None:
+        """Raises if the graph is not well formed."""
+        program.graph.lint()
+
+
+def _structure(program: Program) -> tuple[str, list[tuple[str, type]]]:
+    return str(program.graph), [(name, type(module)) for name, module in program.module().named_modules()]
 
 
 def run_pass(step: Pass, program: Program, *, allow_unmodified: bool = False, debug: bool = False) -> PassResult:
