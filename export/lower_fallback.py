@@ -6,11 +6,6 @@ fx node's name. Everything around the node keeps our lowering.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -18,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
+from ..passes.quiet import quiet
 from .lower_context import Lowering, NoLowering, Value
 from .node_facts import TensorFact
 
@@ -53,7 +49,7 @@ def _export(ctx: Lowering, node: fx.Node, tensors: list[fx.Node]) -> onnx.ModelP
     low, high = _EXPORTER_OPSETS
     if not low <= ctx.opset <= high:
         raise NoLowering(f"the exporter does not write opset {ctx.opset}")
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             single.eval(),
             examples,
@@ -118,20 +114,3 @@ def _inline(ctx: Lowering, node: fx.Node, model: onnx.ModelProto, inputs: list[s
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what the exporter prints, warns and logs from the user's terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

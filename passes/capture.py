@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +23,7 @@ from torch.utils import _pytree as pytree
 from ..errors import UnsupportedError, UserError
 from .functionalise import free_views, functionalise
 from .program import Program
+from .quiet import quiet
 from .remodulise import remodulise
 from .shapes import batch_size, propagate, resize_batch, values_of
 from .userline import of_error
@@ -192,7 +189,7 @@ def _export(
     bound = inspect.signature(source.forward).bind(*args, **kwargs).arguments
     shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch), dict(bound)) if batch else None
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(source, args, dict(kwargs), dynamic_shapes=shapes, strict=False).module(), None
     except Exception as error:
         return None, error
@@ -228,23 +225,6 @@ def _dynamic(leaf: Any, batch: int) -> Any:
     if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
         return {0: torch.export.Dim.DYNAMIC}
     return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what torch.export prints, warns and logs from the user's terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _first_line(error: BaseException) -> str:
