@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import UserError
 
 Loader = Iterable[Any]
 """Yields batches; may be iterated more than once."""
@@ -29,8 +32,6 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     Raises:
         UserError: The batch is not a pair.
     """
-    from ..errors import UserError
-
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise UserError(
             f"a batch must be a pair (inputs, target), not {type(batch).__name__}",
@@ -44,3 +45,52 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}, target
     return (inputs,), {}, target
+
+
+def scalar_loss(loss: LossFn, output: Any, target: Any) -> Tensor:
+    """The loss of a batch as a scalar tensor, shape [].
+
+    Raises:
+        UserError: It fails on the network's output, labels are out of range, or it is no scalar.
+    """
+    try:
+        value = loss(output, target)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise _loss_error(output, target, error) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UserError(
+            "the loss must be a scalar",
+            where="loss",
+            why=f"it is {list(value.shape) if isinstance(value, Tensor) else type(value).__name__}",
+            hint="return the mean over the batch",
+        )
+    return value.reshape(())
+
+
+def _loss_error(output: Any, target: Any, error: Exception) -> UserError:
+    classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else None
+    if classes and isinstance(target, Tensor) and target.numel() and not target.is_floating_point():
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= classes:
+            return UserError(
+                "labels are out of range",
+                where="data factory, target",
+                why=f"labels go from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})",
+                hint="count labels from 0, and check that model and data have the same classes",
+            )
+    return UserError(
+        "the loss fails on the network's output",
+        where="loss",
+        why=first_line(error),
+        hint=f"it is called as loss(output, target) with output {shapes_of(output)} and target {shapes_of(target)}",
+    )
+
+
+def shapes_of(value: Any) -> str:
+    """Shapes of the tensors in nested containers, for messages."""
+    return str(pytree.tree_map(lambda x: list(x.shape) if isinstance(x, Tensor) else type(x).__name__, value))
+
+
+def first_line(error: Exception) -> str:
+    """Type and first line of an exception, for messages."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -63,14 +63,14 @@ class QuantizeSpec(Section):
     Attributes:
         samples: Calibration samples.
         observer: How activation ranges are chosen.
-        qat: Settings of quantisation-aware training.
+        qat: Settings of quantisation-aware training. Batch norm is folded by then: low rate, clipped gradient.
         when: `auto` trains only if post-training quantisation loses more than `tolerance`.
         tolerance: Accepted drop on the validation split, in points, before `auto` trains.
     """
 
     samples: int = Field(default=1024, ge=1)
     observer: Literal["mse", "minmax", "percentile"] = "mse"
-    qat: TrainSettings = TrainSettings(epochs=1, lr=0.001)
+    qat: TrainSettings = TrainSettings(epochs=1, lr=1e-4, clip_grad=1.0)
     when: Literal["auto", "always", "never"] = "auto"
     tolerance: float = Field(default=0.1, ge=0.0)
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, split_batch
+from ..data import Loader, LossFn, MetricFn, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
 from .distill import distillation_loss
 from .evaluate import evaluate, top1
@@ -205,11 +205,13 @@ class _Run:
         """The user's loss, mixed with that of distillation."""
         weight = self.settings.distill_weight
         if self.teacher is None:
-            return self.loss(output, target)
+            return scalar_loss(self.loss, output, target)
         with eval_mode(self.teacher), torch.inference_mode(), autocast(self.device, self.bf16):
             wanted = self.teacher(*args, **kwargs)
         distilled = distillation_loss(output, wanted, self.settings.temperature)
-        return distilled if weight == 1.0 else (1.0 - weight) * self.loss(output, target) + weight * distilled
+        return (
+            distilled if weight == 1.0 else (1.0 - weight) * scalar_loss(self.loss, output, target) + weight * distilled
+        )
 
     def judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights to keep after an epoch."""

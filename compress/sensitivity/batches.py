@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import UserError
 from ...passes.program import Program
-from ..data import Loader, LossFn, split_batch
+from ..data import Loader, LossFn, first_line, scalar_loss, shapes_of, split_batch
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,10 @@ def batch_loss(program: Program, loss: LossFn, batch: Batch) -> Tensor:
         raise UserError(
             "the network does not run on a batch of the loader",
             where="data factory",
-            why=_line(error),
-            hint=f"the inputs must have the form of the example inputs: {_shapes(program.example_args)}",
+            why=first_line(error),
+            hint=f"the inputs must have the form of the example inputs: {shapes_of(program.example_args)}",
         ) from error
-    try:
-        value = loss(output, batch.target)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise _loss_error(output, batch.target, error) from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(
-            "the loss must be a scalar", where="loss", why=f"it is {shape}", hint="return the mean over the batch"
-        )
+    value = scalar_loss(loss, output, batch.target)
     if not bool(torch.isfinite(value)):
         raise UserError(
             f"the loss is {float(value.detach())}",
@@ -88,7 +80,7 @@ def batch_loss(program: Program, loss: LossFn, batch: Batch) -> Tensor:
             why="weights, inputs or targets hold extreme values, NaN or infinity",
             hint="evaluate the dense model on this data first",
         )
-    return value.reshape(())
+    return value
 
 
 def _batch(raw: Any, limit: int | None, device: torch.device) -> Batch:
@@ -111,30 +103,3 @@ def _batch(raw: Any, limit: int | None, device: torch.device) -> Batch:
 
     args, kwargs, target = pytree.tree_map(place, (args, dict(kwargs), target))
     return Batch(args, kwargs, target, keep)
-
-
-def _loss_error(output: Any, target: Any, error: Exception) -> UserError:
-    classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else None
-    if classes and isinstance(target, Tensor) and target.numel() and not target.is_floating_point():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= classes:
-            return UserError(
-                "labels are out of range",
-                where="data factory, target",
-                why=f"labels go from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})",
-                hint="count labels from 0, and check that model and data have the same classes",
-            )
-    return UserError(
-        "the loss fails on the network's output",
-        where="loss",
-        why=_line(error),
-        hint=f"it is called as loss(output, target) with output {_shapes(output)} and target {_shapes(target)}",
-    )
-
-
-def _shapes(value: Any) -> str:
-    return str(pytree.tree_map(lambda x: list(x.shape) if isinstance(x, Tensor) else type(x).__name__, value))
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
