@@ -260,6 +260,7 @@ def single(target, *args, shape=TOKENS):
 
 
 DIRECT = {
+    "view": (A.view.default, ([-1, 6],), TOKENS),
     "_unsafe_view": (A._unsafe_view.default, ([-1, 6],), TOKENS),
     "constant_pad_nd": (A.constant_pad_nd.default, ([1, 2, 0, 0, 3, 1], 0.5), IMAGE),
     "alias": (A.alias.default, (), TOKENS),
