@@ -24,6 +24,7 @@ class Evaluation:
 
     Attributes:
         metric: Mean score per sample.
+        std_error: Standard error of that mean, from the spread of the scores.
         loss: Mean loss per sample; None if no loss was given.
         samples: Number of samples.
     """
@@ -31,6 +32,7 @@ class Evaluation:
     metric: float
     loss: float | None
     samples: int
+    std_error: float
 
 
 def evaluate(
@@ -50,7 +52,7 @@ def evaluate(
     call = network.module() if isinstance(network, Program) else network
     module = call if isinstance(call, nn.Module) else None
     device = device_of(module) if module is not None else torch.device("cpu")
-    scores = losses = 0.0
+    scores = squares = losses = 0.0
     samples = 0
     with eval_mode(module) if module is not None else nullcontext(), torch.inference_mode():
         for batch in loader:
@@ -60,13 +62,16 @@ def evaluate(
             _check_scores(score)
             samples += score.numel()
             scores += float(score.double().sum())
+            squares += float(score.double().square().sum())
             if loss is not None:
                 losses += float(loss(output, target)) * score.numel()
     if samples == 0:
         raise UserError(
             "the loader yields no batch", where="data.factory", hint="check the data path and the split sizes"
         )
-    return Evaluation(scores / samples, losses / samples if loss is not None else None, samples)
+    mean = scores / samples
+    spread = max(squares / samples - mean**2, 0.0)
+    return Evaluation(mean, losses / samples if loss is not None else None, samples, (spread / samples) ** 0.5)
 
 
 def cross_entropy(output: Any, target: Any) -> Tensor:

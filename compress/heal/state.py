@@ -27,14 +27,16 @@ class Progress:
         epoch: Epochs done.
         step: Optimiser steps done.
         best: Best metric so far; None without validation.
-        best_epoch: Epoch of `best`; 0 is the start.
+        slack: Standard error of `best`.
+        chosen: Epoch of the weights to keep; 0 is the start.
         history: One entry per epoch.
     """
 
     epoch: int = 0
     step: int = 0
     best: float | None = None
-    best_epoch: int = 0
+    slack: float = 0.0
+    chosen: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 

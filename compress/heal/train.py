@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...errors import UserError
+from ...passes.fold import fold_batch_norm
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
 from ..data import Loader, LossFn, MetricFn, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
 from .distill import distillation_loss
-from .evaluate import evaluate, top1
+from .evaluate import Evaluation, evaluate, top1
 from .randomness import seeded
 from .settings import TrainSettings, learning_rate
 from .state import Progress, fingerprint, load_state, restore, save_state, snapshot
@@ -61,9 +62,11 @@ def fit(
 ) -> FitResult:
     """Trains a program.
 
-    With validation data the best epoch is taken, the start included; without, the last. A loader with a method
-    `set_epoch(epoch)` is told the epoch. Random numbers depend on seed and epoch only, so a run that was killed and
-    started again with the same `state_dir` gives, bit for bit, what an uninterrupted one would have.
+    With validation data the latest epoch is taken whose score is within one standard error of the best and not below
+    that of the start: a schedule ends where it is meant to, and a small validation set cannot tell such scores apart.
+    Without, it is the last. A loader with a method `set_epoch(epoch)` is told the epoch. Random numbers depend on seed
+    and epoch only, so a run that was killed and started again with the same `state_dir` gives, bit for bit, what an
+    uninterrupted one would have.
 
     Args:
         program: Stays as it is.
@@ -101,7 +104,9 @@ class _Run:
         progress: ProgressFn | None,
     ) -> None:
         self.module, self.loader, self.loss, self.settings = module, train, loss, settings
-        self.teacher = teacher.module() if teacher is not None and settings.distill_weight > 0 else None
+        # A teacher only infers, so it needs no batch norm.
+        distilled = teacher is not None and settings.distill_weight > 0
+        self.teacher = fold_batch_norm(teacher).module() if teacher is not None and distilled else None
         self.validation, self.metric, self.state_dir, self.progress = validation, metric, state_dir, progress
         self.device = device_of(module)
         self.bf16 = uses_bf16(settings.precision, self.device)
@@ -137,14 +142,16 @@ class _Run:
         at = Progress()
         entry: dict[str, Any] = {"epoch": 0, "step": 0}
         if self.validation is not None:
-            at.best = entry["metric"] = self.score()
+            found = self.score()
+            at.best, at.slack = found.metric, found.std_error
+            entry["metric"] = at.best
         at.history.append(entry)
         return at, snapshot(self.module)
 
-    def score(self) -> float:
+    def score(self) -> Evaluation:
         """Metric on the validation data."""
         assert self.validation is not None
-        return evaluate(self.module, self.validation, self.metric).metric
+        return evaluate(self.module, self.validation, self.metric)
 
     def epoch(self, at: Progress, optimizer: torch.optim.Optimizer) -> None:
         """One pass over the training data, or what is left to do of it."""
@@ -216,22 +223,26 @@ class _Run:
     def judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights to keep after an epoch."""
         if self.validation is not None:
-            score = at.history[-1]["metric"] = self.score()
-            if at.best is not None and score < at.best:
+            found = self.score()
+            score = at.history[-1]["metric"] = found.metric
+            top = score if at.best is None else at.best
+            if score < max(top - at.slack, at.history[0]["metric"]):
                 return best
-            at.best = score
-        at.best_epoch = at.epoch
+            if score >= top:
+                at.best, at.slack = score, found.std_error
+        at.chosen = at.epoch
         return snapshot(self.module)
 
     def report(self, at: Progress) -> tuple[dict[str, Any], ...]:
         """The history with the chosen epoch marked."""
-        marked = [dict(entry, chosen=True) if entry["epoch"] == at.best_epoch else entry for entry in at.history]
+        marked = [dict(entry, chosen=True) if entry["epoch"] == at.chosen else entry for entry in at.history]
         return tuple(marked)
 
     def chosen(self, at: Progress) -> str:
         if self.validation is None:
-            return f"epoch {at.best_epoch}, the last: there is no validation data"
-        return f"epoch {at.best_epoch}, the best of {at.epoch} by validation" + (" (the start)" * (at.best_epoch == 0))
+            return f"epoch {at.chosen}, the last: there is no validation data"
+        start = " (the start)" * (at.chosen == 0)
+        return f"epoch {at.chosen}{start} of {at.epoch}, the latest within a standard error of the best by validation"
 
 
 def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
