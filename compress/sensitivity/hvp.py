@@ -131,7 +131,7 @@ def gradients(
         scale: The gradient is that of `scale * loss`.
 
     Returns:
-        The loss, and a gradient for each tensor; None where the loss is at most linear in it.
+        The loss, and a gradient for each tensor; None where the loss does not depend on it.
     """
     assert request.loss is not None
     kind = tensors[0].device.type if tensors else "cpu"
@@ -149,14 +149,16 @@ def gradients(
             )
         with second_derivatives():
             found = torch.autograd.grad(loss * scale, list(tensors), create_graph=True, allow_unused=True)
-    return float(loss.detach()), [g if g is not None and g.requires_grad else None for g in found]
+    return float(loss.detach()), list(found)
 
 
 def product(
     gradient: Sequence[Tensor | None], tensors: Sequence[Tensor], vectors: Sequence[Tensor], *, scale: float = 1.0
 ) -> list[Tensor]:
     """`scale` · H v for the Hessian H of which `gradient` is the gradient; the graph stays for the next product."""
-    pairs = [(g, v * scale if scale != 1.0 else v) for g, v in zip(gradient, vectors, strict=True) if g is not None]
+    # A gradient without a graph is constant: the loss is linear in that tensor.
+    curved = [(g, v) for g, v in zip(gradient, vectors, strict=True) if g is not None and g.requires_grad]
+    pairs = [(g, v * scale if scale != 1.0 else v) for g, v in curved]
     if not pairs:
         return [torch.zeros_like(t, requires_grad=False) for t in tensors]
     outputs, cotangents = zip(*pairs, strict=True)

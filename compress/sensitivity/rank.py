@@ -9,14 +9,16 @@ from typing import Any
 from ...errors import UserError, did_you_mean
 from ...passes.program import Program
 from ..data import Loader, LossFn
-from . import hap, magnitude, random_score
+from . import hap, magnitude, oba, random_score, sosp
 from .request import Progress, Request
 from .table import Sensitivity
 
 METHODS: Mapping[str, Callable[..., Sensitivity]] = {
     "hap": hap.estimate,
     "magnitude": magnitude.estimate,
+    "oba": oba.estimate,
     "random": random_score.estimate,
+    "sosp": sosp.estimate,
 }
 """Estimators by name: `estimate(request, **options) -> Sensitivity`; keyword-only arguments are their own options."""
 
