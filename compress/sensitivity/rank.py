@@ -9,11 +9,12 @@ from typing import Any
 from ...errors import UserError, did_you_mean
 from ...passes.program import Program
 from ..data import Loader, LossFn
-from . import hap, magnitude, oba, random_score, sosp
+from . import ehap, hap, magnitude, oba, random_score, sosp
 from .request import Progress, Request
 from .table import Sensitivity
 
 METHODS: Mapping[str, Callable[..., Sensitivity]] = {
+    "ehap": ehap.estimate,
     "hap": hap.estimate,
     "magnitude": magnitude.estimate,
     "oba": oba.estimate,
