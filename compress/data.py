@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -56,6 +57,8 @@ def scalar_loss(loss: LossFn, output: Any, target: Any) -> Tensor:
     try:
         value = loss(output, target)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         raise _loss_error(output, target, error) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UserError(
@@ -94,3 +97,8 @@ def shapes_of(value: Any) -> str:
 def first_line(error: Exception) -> str:
     """Type and first line of an exception, for messages."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: CUDA has a class for it, the CPU's allocator a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import EnvironmentLacksError
+from ..data import out_of_memory
 from .batches import Batch
 
 
@@ -59,11 +61,6 @@ class Chunks:
         return {} if self.limit is None else {"samples_a_chunk": self.limit}
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: CUDA has a class for it, the CPU's allocator a message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def _cut(batch: Batch, limit: int) -> list[Batch]:
     def part(low: int, high: int) -> Batch:
         def cut(leaf: Any) -> Any:
@@ -71,6 +68,6 @@ def _cut(batch: Batch, limit: int) -> list[Batch]:
             return leaf if whole else leaf[low:high]
 
         args, kwargs, target = pytree.tree_map(cut, (batch.args, dict(batch.kwargs), batch.target))
-        return Batch(args, kwargs, target, high - low)
+        return replace(batch, args=args, kwargs=kwargs, target=target, size=high - low)
 
     return [part(low, min(low + limit, batch.size)) for low in range(0, batch.size, limit)]
