@@ -128,7 +128,7 @@ def insert_gates(program: Program) -> Gated:
     analysis = program.analysis
     groups, number = _number_units(analysis)
     readings = _readings(program, number)
-    results = [leaf for leaf in pytree.tree_leaves(program.graph.output_node().args[0]) if leaf is not None]
+    results = pytree.tree_leaves(program.graph.output_node().args[0])
     tensors = [n for n in results if isinstance(n, fx.Node) and isinstance(n.meta.get("val"), Tensor)]
     layouts = sample_axes(program, dict.fromkeys([*(r.value for r in readings), *tensors]))
 

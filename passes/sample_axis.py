@@ -39,7 +39,7 @@ class SampleAxis:
     inner: int = 1
 
     def split(self, x: Tensor, samples: int) -> Tensor:
-        """`x` with the samples alone on axis 0, and what else was on their axis on axis 1: [samples, positions, ...]."""
+        """`x` as [samples, positions, ...]: the samples on axis 0, the other positions of their axis on axis 1."""
         outer, inner = self._factors(x.shape[self.axis], samples)
         parts = x.unflatten(self.axis, (outer, samples, inner)).movedim(self.axis + 1, 0)
         return parts.flatten(self.axis + 1, self.axis + 2).movedim(self.axis + 1, 1)

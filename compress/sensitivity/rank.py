@@ -9,17 +9,20 @@ from typing import Any
 from ...errors import UserError, did_you_mean
 from ...passes.program import Program
 from ..data import Loader, LossFn
-from . import ehap, hap, magnitude, oba, random_score, sosp
+from . import ehap, gate_fisher, gate_ggn, hap, magnitude, oba, random_score, sosp, taylor
 from .request import Progress, Request
 from .table import Sensitivity
 
 METHODS: Mapping[str, Callable[..., Sensitivity]] = {
     "ehap": ehap.estimate,
+    "gate-fisher": gate_fisher.estimate,
+    "gate-ggn": gate_ggn.estimate,
     "hap": hap.estimate,
     "magnitude": magnitude.estimate,
     "oba": oba.estimate,
     "random": random_score.estimate,
     "sosp": sosp.estimate,
+    "taylor": taylor.estimate,
 }
 """Estimators by name: `estimate(request, **options) -> Sensitivity`; keyword-only arguments are their own options."""
 

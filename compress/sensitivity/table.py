@@ -40,15 +40,19 @@ class Sensitivity:
         unit: What `delta_loss` is measured in: "loss" or "score".
         groups: Scores by group name (frozen groups, and groups that nothing produces, are absent).
         facts: What the numbers were measured on: samples, probes, seed, device, dtype, seconds, versions. JSON values.
+        interactions: float64 [units, units], units of all groups in order, or None if the method gives none: the rise
+            of the loss if a set S of units is removed is estimated by the sum of the entries of S x S. Symmetric; its
+            diagonal is `delta_loss`.
     """
 
     method: str
     unit: str
     groups: Mapping[str, Scores]
     facts: Mapping[str, object] = field(default_factory=dict)
+    interactions: np.ndarray | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: two float64 arrays a group, everything else as JSON in its metadata.
+        """Writes a safetensors file: float64 arrays, two a group and the interactions, and JSON in its metadata.
 
         Raises:
             UserError: The file cannot be written.
@@ -65,6 +69,8 @@ class Sensitivity:
         for name, scores in self.groups.items():
             arrays[f"{name}:delta_loss"] = np.ascontiguousarray(scores.delta_loss, dtype=np.float64)
             arrays[f"{name}:std_error"] = np.ascontiguousarray(scores.std_error, dtype=np.float64)
+        if self.interactions is not None:
+            arrays["interactions"] = np.ascontiguousarray(self.interactions, dtype=np.float64)
         partial = path.with_name(path.name + ".partial")
         try:
             partial.write_bytes(save(arrays, metadata={"sensitivity": json.dumps(header)}))
@@ -88,7 +94,8 @@ class Sensitivity:
             with safe_open(path, framework="numpy") as file:
                 header = _header(file.metadata())
                 groups = {name: _scores(file, name) for name in header["groups"]}
-                return Sensitivity(header["method"], header["unit"], groups, header["facts"])
+                matrix = _interactions(file, groups) if "interactions" in file.keys() else None  # noqa: SIM118
+                return Sensitivity(header["method"], header["unit"], groups, header["facts"], matrix)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 "this is not a table of sensitivities",
@@ -112,3 +119,11 @@ def _scores(file: Any, name: str) -> Scores:
     if not (np.isfinite(delta_loss).all() and np.isfinite(std_error).all()):
         raise ValueError(f"group {name} holds NaN or infinity")
     return Scores(delta_loss, std_error)
+
+
+def _interactions(file: Any, groups: Mapping[str, Scores]) -> np.ndarray:
+    matrix = file.get_tensor("interactions")
+    units = sum(len(scores.delta_loss) for scores in groups.values())
+    if matrix.shape != (units, units) or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
+        raise ValueError(f"the interactions are not a finite float64 matrix [{units}, {units}]")
+    return matrix

@@ -1,0 +1,137 @@
+"""Gate GGN: the Gauss-Newton matrix of the loss in the gates, one gate a unit wherever it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from .gate_jacobian import GateNetwork, Moments, Pull, by_group, gate_network, visit_batches
+from .output_hessian import OutputLoss, Pair
+from .request import Request
+from .shards import gather
+from .table import Sensitivity
+
+_EXACT = 32
+_DRAWS = 32
+_MOST_UNITS = 20_000
+
+
+def estimate(
+    request: Request, *, draws: int | None = None, first_order: bool = False, interactions: bool = False
+) -> Sensitivity:
+    """½ h_uu, with h = mean over samples of J_nᵀ H_n J_n, the Gauss-Newton matrix of the gates.
+
+    J_n is the derivative of a sample's outputs in its gates, H_n the Hessian of its loss in the outputs, taken from
+    the loss alone, whatever that is. With Σ_r s_r z_r z_rᵀ = H_n one backward pass of z_r, without gradients of
+    weights, gives the share of r for all samples and units of a batch: h_uu = mean over n of Σ_r s_r (J_nᵀ z_r)_u².
+    With few outputs a sample the z are eigenvectors and the result is exact; with many they are drawn at random, for
+    the same expectation.
+
+    The Hessian of a loss that is not convex in the outputs has negative directions; they count as what they are, so
+    that an estimate may come out negative. The facts say how many samples have some.
+
+    Args:
+        request: The question.
+        draws: Random vectors a sample; 0 for the exact matrix; by itself exact up to 32 outputs a sample, else 32.
+        first_order: Adds the first-order term -g_u: what is not zero away from a minimum.
+        interactions: Gives the matrix of all units with all units too.
+
+    Raises:
+        UserError: Data, weights, loss or an option cannot be used.
+        UnsupportedError: The network or the loss mixes the samples of a batch.
+        EnvironmentLacksError: Memory does not suffice for one sample.
+    """
+    if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 0):
+        raise UserError(f"draws must be a whole number, at least 0, not {draws!r}", where="rank.draws")
+    units = sum(group.width for group in request.groups)
+    if interactions and units > _MOST_UNITS:
+        raise UserError(
+            f"interactions of {units} units are too many",
+            where="rank.interactions",
+            why=f"the matrix would have {units * units * 8 / 2**30:.0f} GiB",
+            hint=f"leave them out; up to {_MOST_UNITS} units are possible",
+        )
+    with gate_network(request) as network:
+        work = _Work(network, draws, first_order, interactions)
+        moments = Moments(network)
+        matrix = torch.zeros(units if interactions else 0, units if interactions else 0, dtype=torch.float64)
+        samples = int(network.sizes.sum())
+        for visit in visit_batches(network, work.prepare, work.run):
+            moments.add(visit, visit.found[0])
+            if interactions:
+                left, right = (part.reshape(-1, units) for part in visit.found[1:])
+                product = (left.T @ right).double().cpu() / (2 * samples)
+                matrix += (product + product.T) / 2
+        mean, error, loss = moments.finish()
+        facts = {**network.facts(loss), **work.facts(), "first_order": first_order}
+        whole = _with_diagonal(gather(matrix, network.device).numpy(), mean) if interactions else None
+        return Sensitivity("gate-ggn", "loss", by_group(network, mean, error), facts, whole)
+
+
+def _with_diagonal(matrix: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+    """The diagonal as it was estimated: with the first-order term, if that is asked for."""
+    np.fill_diagonal(matrix, diagonal)
+    return matrix
+
+
+@dataclass
+class _Work:
+    """What is done with every batch.
+
+    Attributes:
+        network: The network.
+        draws: Random vectors a sample, 0 for none, None to decide by the number of outputs.
+        first_order: Whether the gradient is wanted.
+        interactions: Whether the products of the vectors are wanted one by one.
+        elements: Outputs of a sample, once seen.
+        vectors: Most vectors that a batch took.
+        negative: Samples with negative curvature in the outputs.
+    """
+
+    network: GateNetwork
+    draws: int | None
+    first_order: bool
+    interactions: bool
+    elements: int = 0
+    vectors: int = 0
+    negative: int = 0
+
+    def prepare(self, out: OutputLoss, number: int) -> tuple[Tensor, list[Pair]]:
+        """The gradient of the loss in the outputs, and the pairs of which the Hessian is the sum."""
+        if out.linear:
+            raise UserError(
+                "the loss has no second derivative in the outputs of the network",
+                where="loss",
+                why="it is linear in them, piece by piece, as an L1 loss is",
+                hint="rank by gate-fisher or taylor, which need its gradient only",
+            )
+        state = np.random.SeedSequence([self.network.request.seed, number]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> 1))
+        out.check_separable(generator)
+        self.elements = max(self.elements, out.elements)
+        pairs = out.exact_root()
+        self.vectors = max(self.vectors, len(pairs))
+        return out.slope(), pairs
+
+    def run(self, pull: Pull, prepared: tuple[Tensor, list[Pair]], rows: slice) -> tuple[Tensor, ...]:
+        """Estimates [samples, units]; and, for interactions, the products of the vectors [vectors, samples, units]."""
+        slope, pairs = prepared
+        total = -pull(slope[rows]) if self.first_order else 0.0 * pull(slope[rows])
+        lefts, rights = [], []
+        for pair in pairs:
+            left = pull(pair.left[rows])
+            right = (left if pair.right is None else pull(pair.right[rows])) * pair.sign[rows]
+            total = total + left * right / 2
+            if self.interactions:
+                lefts.append(left)
+                rights.append(right)
+        return (total, torch.stack(lefts), torch.stack(rights)) if self.interactions else (total,)
+
+    def facts(self) -> dict[str, Any]:
+        """How it was done."""
+        return {"outputs": self.elements, "vectors": self.vectors}
