@@ -1,0 +1,1 @@
+"""What the benchmarks of ranking share: true removals, the list of estimators, comparison partners, statistics."""

@@ -1,0 +1,67 @@
+"""What a recipe names, ready to be ranked, and the samples that removals are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.compress.heal.evaluate import cross_entropy
+from secateur.inputs import Data, example_inputs, load_data, load_model
+from secateur.recipe import Recipe
+
+from .truth import FOLDS
+
+LOSS = cross_entropy
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trained network and its data.
+
+    Attributes:
+        name: Of the recipe.
+        recipe: The recipe.
+        model: The user's model, in evaluation mode; of the same weights as the program, but not the same tensors.
+        program: Its program.
+        data: Its loaders.
+    """
+
+    name: str
+    recipe: Recipe
+    model: nn.Module
+    program: sc.Program
+    data: Data
+
+
+def read(path: Path) -> Setup:
+    """Loads what a recipe names."""
+    recipe = sc.load_recipe(path)
+    data = load_data(recipe.data)
+    args, kwargs = example_inputs(data.calibration)
+    program = sc.capture(load_model(recipe.model), args, example_kwargs=kwargs)
+    return Setup(path.stem, recipe, load_model(recipe.model).eval(), program.eval(), data)
+
+
+def truth_samples(setup: Setup, samples: int) -> tuple[Tensor, Tensor]:
+    """Half of them augmented training images, half test images; fewer if the test set is smaller."""
+    train, test = (first_samples(loader, samples // 2) for loader in (setup.data.train, setup.data.test))
+    half = min(len(train[1]), len(test[1])) // (FOLDS // 2) * (FOLDS // 2)
+    images, labels = zip(train, test, strict=True)
+    return torch.cat([x[:half] for x in images]), torch.cat([y[:half] for y in labels])
+
+
+def first_samples(loader: Iterable[tuple[Tensor, Tensor]], samples: int) -> tuple[Tensor, Tensor]:
+    """The first samples of a loader, in one batch."""
+    images, labels, seen = [], [], 0
+    for x, y in loader:
+        images.append(x)
+        labels.append(y)
+        seen += len(y)
+        if seen >= samples:
+            break
+    return torch.cat(images)[:samples], torch.cat(labels)[:samples]
