@@ -11,7 +11,7 @@ from .compress.budget import Budget
 from .compress.data import Loader, LossFn, MetricFn
 from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.heal import heal as _heal
-from .compress.heal.settings import TrainSettings
+from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.plan import Plan
 from .compress.planner.plan import plan as _plan
 from .compress.quantize import quantize as _quantize
@@ -94,29 +94,32 @@ def heal(
     loss: LossFn | None = None,
     *,
     teacher: Program | None = None,
+    plan: Plan | None = None,
     validation: Loader | None = None,
     metric: MetricFn = top1,
     progress: Any = None,
     **settings: Any,
 ) -> Program:
-    """Re-estimates batch-norm statistics, then fine-tunes (with distillation if there is a teacher).
+    """Repairs the network in closed form, then fine-tunes it (with distillation if there is a teacher).
 
     Args:
         program: What `apply` returned.
         loader: Training batches.
         loss: Cross entropy if None.
         teacher: The dense program.
-        validation: Chooses the best epoch.
+        plan: The plan by which `program` was made from `teacher`; with both, the remaining weights are refitted first.
+        validation: Chooses the start and the best epoch.
         metric: One score per sample.
         progress: Called as `progress(done, total, **info)`.
-        settings: Fields of `TrainSettings` (`epochs`, `lr`, …).
+        settings: Fields of `HealSettings` (`epochs`, `lr`, …).
     """
     result = _heal(
         program,
         loader,
         loss or cross_entropy,
         teacher=teacher,
-        settings=TrainSettings(**settings),
+        keep=plan.keep() if plan is not None else None,
+        settings=HealSettings(**settings),
         validation=validation,
         metric=metric,
         progress=progress,

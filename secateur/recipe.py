@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .compress.budget import Budget
-from .compress.heal.settings import TrainSettings
+from .compress.heal.settings import HealSettings, TrainSettings
 from .export.targets import TARGETS
 from .factory import DataSpec
 from .gates import Gates
@@ -87,7 +87,7 @@ class Recipe(Section):
     budget: Budget
     rank: RankSpec = RankSpec()
     plan: PlanSpec = PlanSpec()
-    heal: TrainSettings = TrainSettings()
+    heal: HealSettings = HealSettings()
     quantize: QuantizeSpec = QuantizeSpec()
     gates: Gates = Gates()
     seed: int = 0

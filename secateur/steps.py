@@ -179,6 +179,7 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
         context.data.train,
         context.loss,
         teacher=context.program("capture"),
+        keep=Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN).keep(),
         settings=context.recipe.heal,
         validation=context.data.validation,
         metric=context.metric,
@@ -187,7 +188,10 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
     )
     context.keep(result.program, folder)
     return {
-        "score_before": {"test": evaluate(result.start, context.data.test, context.metric).metric},
+        "start": result.start,
+        "score_before": {
+            name: evaluate(start, context.data.test, context.metric).metric for name, start in result.starts.items()
+        },
         "score": context.score(result.program),
         "chosen": result.chosen,
         "history": result.history,
@@ -271,7 +275,7 @@ _ALL = (
     Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank),
     Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, editable=(PLAN,)),
     Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
-    Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "apply"), _heal),
+    Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "plan", "apply"), _heal),
     Step(6, "quantize", ("data", "loss", "metric", "target", "quantize"), ("capture", "heal"), _quantize),
     Step(7, "export", ("target",), ("capture", "heal", "quantize"), _export),
     Step(8, "check", ("data", "metric", "gates", "budget"), ("export",), _check),

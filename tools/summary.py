@@ -45,8 +45,7 @@ def stages(facts: Mapping[str, Mapping[str, Any]], gates: tuple[GateResult, ...]
     latency = {g.details["batch"]: g.details for g in gates if g.gate == "latency" and g.details}
     rows = [
         ("dense FP32", facts["capture"]["score"].get("test"), dense, "dense"),
-        ("pruned", facts["apply"]["score"].get("test"), small, None),
-        ("batch norm re-estimated", facts["heal"]["score_before"].get("test"), small, None),
+        *((name, test, small, None) for name, test in facts["heal"]["score_before"].items()),
         ("healed", facts["heal"]["score"].get("test"), small, None),
         ("INT8 artifact", artifact.get("model", facts["quantize"]["score"].get("test")), small, "model"),
     ]

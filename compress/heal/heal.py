@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ..data import Loader, LossFn, MetricFn
-from .bn import reestimate_batch_norm
-from .evaluate import cross_entropy, evaluate, top1
-from .settings import TrainSettings
+from .evaluate import cross_entropy, top1
+from .settings import HealSettings
+from .start import candidates, choose
 from .train import ProgressFn, fit
 
 
@@ -20,14 +22,16 @@ class HealResult:
 
     Attributes:
         program: The healed network, in eval mode.
-        start: The network before training, with its batch-norm statistics re-estimated if that helped.
-        history: One entry per epoch; see `FitResult`. The first says what the re-estimation did.
+        starts: The networks that training could have started from, by what was done to them.
+        start: Name of the one it did start from.
+        history: One entry per epoch; see `FitResult`. The first names the start.
         chosen: Which weights were taken and why.
         resumed: Epoch from which an earlier, killed run was continued.
     """
 
     program: Program
-    start: Program
+    starts: Mapping[str, Program]
+    start: str
     history: tuple[dict[str, Any], ...]
     chosen: str
     resumed: int = 0
@@ -39,34 +43,48 @@ def heal(
     loss: LossFn = cross_entropy,
     *,
     teacher: Program | None = None,
-    settings: TrainSettings | None = None,
+    keep: Keep | None = None,
+    settings: HealSettings | None = None,
     validation: Loader | None = None,
     metric: MetricFn = top1,
     samples: int = 4096,
     state_dir: Path | None = None,
     progress: ProgressFn | None = None,
 ) -> HealResult:
-    """Re-estimates batch-norm statistics, then fine-tunes, with distillation if there is a teacher.
+    """Repairs a pruned network without training, then fine-tunes it, with distillation if there is a teacher.
+
+    The repairs are the reconstruction of its layers from the dense network (`ridge.reconstruct`) and the re-estimation
+    of batch-norm statistics; training starts from the best of what they give, together or alone.
 
     Args:
         program: Stays as it is.
         train: Training batches.
         loss: Mean loss of a batch.
-        teacher: Network to distil from, usually the dense one.
-        settings: Of the training.
-        validation: Decides whether the re-estimated statistics are kept, and chooses the best epoch.
+        teacher: Network to distil from: the dense one.
+        keep: Kept units by group name, by which `program` was made from `teacher`; without it nothing is reconstructed.
+        settings: Of the repairs and the training.
+        validation: Chooses the start and the best epoch.
         metric: One score per sample.
-        samples: For the batch-norm statistics.
+        samples: For the batch-norm statistics, and for the choice of the start where there is no validation data.
         state_dir: Where the state is kept, so that a killed run can go on.
         progress: Told after every step.
 
     Raises:
         UserError: See `fit`.
     """
-    settings = settings or TrainSettings()
-    start, facts = _reestimate(program, train, validation, metric, samples)
+    settings = settings or HealSettings()
+    found = candidates(
+        program,
+        train,
+        samples=samples,
+        dense=teacher,
+        keep=keep,
+        reconstruct_samples=settings.reconstruct_samples,
+        ridge=settings.ridge,
+    )
+    best, *others = choose(found, train, loss, validation=validation, metric=metric, samples=samples)
     result = fit(
-        start,
+        best.program,
         train,
         loss,
         settings,
@@ -77,17 +95,6 @@ def heal(
         progress=progress,
     )
     first, *rest = result.history
-    return HealResult(result.program, start.eval(), ({**first, **facts}, *rest), result.chosen, result.resumed)
-
-
-def _reestimate(
-    program: Program, train: Loader, validation: Loader | None, metric: MetricFn, samples: int
-) -> tuple[Program, dict[str, Any]]:
-    """The program to start from, and what the history says about it."""
-    fresh = reestimate_batch_norm(program, train, samples=samples)
-    if validation is None:
-        return fresh, {"batch_norm": "re-estimated"}
-    before, after = (evaluate(p, validation, metric).metric for p in (program, fresh))
-    kept = after >= before
-    facts = {"metric_before": before, "metric_reestimated": after}
-    return (fresh, {"batch_norm": "re-estimated", **facts}) if kept else (program, {"batch_norm": "kept", **facts})
+    metrics = {start.name: start.metric for start in (best, *others) if start.metric is not None}
+    history = ({**first, "start": best.name, **({"metrics": metrics} if metrics else {})}, *rest)
+    return HealResult(result.program, found, best.name, history, result.chosen, result.resumed)

@@ -57,6 +57,18 @@ class TrainSettings(BaseModel):
         return total if self.max_steps is None else min(total, self.max_steps)
 
 
+class HealSettings(TrainSettings):
+    """Settings of healing: those of a training, and of the repairs before it.
+
+    Attributes:
+        reconstruct_samples: Samples from which the remaining weights are refitted in closed form; 0 leaves them.
+        ridge: Pull towards the old weights, relative to the data's.
+    """
+
+    reconstruct_samples: int = Field(default=1024, ge=0)
+    ridge: float = Field(default=1e-3, gt=0.0)
+
+
 def learning_rate(settings: TrainSettings, step: int, total: int, steps_per_epoch: int) -> float:
     """Learning rate of a step.
 

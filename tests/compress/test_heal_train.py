@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.compress.heal.distill import distillation_loss
 from secateur.compress.heal.evaluate import cross_entropy, evaluate, top1
 from secateur.compress.heal.heal import heal
-from secateur.compress.heal.settings import TrainSettings, learning_rate
+from secateur.compress.heal.settings import HealSettings, TrainSettings, learning_rate
 from secateur.compress.heal.train import fit, make_optimizer
 from secateur.errors import UserError
 from secateur.passes.capture import capture
@@ -73,6 +73,10 @@ def _weights(program: Program) -> dict[str, Tensor]:
 
 def _settings(**changes: Any) -> TrainSettings:
     return TrainSettings(**{"epochs": 3, "lr": 0.05, "distill_weight": 0.5, "warmup_epochs": 0.5, **changes})
+
+
+def _heal_settings(**changes: Any) -> HealSettings:
+    return HealSettings(**_settings(**changes).model_dump())
 
 
 @pytest.mark.parametrize(
@@ -275,12 +279,18 @@ def test_schedules(schedule: str) -> None:
 
 def test_healing_records_what_it_did() -> None:
     validation = Loader(shuffle=False)
-    result = heal(_program(), Loader(), teacher=_program(1), settings=_settings(), validation=validation)
+    result = heal(_program(), Loader(), teacher=_program(1), settings=_heal_settings(), validation=validation)
     first = result.history[0]
-    assert first["batch_norm"] in ("re-estimated", "kept")
-    kept = "metric_reestimated" if first["batch_norm"] == "re-estimated" else "metric_before"
-    assert first["metric"] == first[kept] == evaluate(result.start, validation, top1).metric
+    assert set(result.starts) == set(first["metrics"]) == {"pruned", "batch norm re-estimated"}
+    assert first["start"] == result.start == max(first["metrics"], key=first["metrics"].__getitem__)
+    assert first["metric"] == evaluate(result.starts[result.start], validation, top1).metric
     assert not result.program.module().training
+
+
+def test_healing_without_validation_starts_from_the_lowest_training_loss() -> None:
+    result = heal(_program(), Loader(), settings=_heal_settings())
+    losses = {n: evaluate(p, Loader(), top1, cross_entropy).loss for n, p in result.starts.items()}
+    assert result.start == min(losses, key=lambda name: losses[name] or 0.0)
 
 
 def test_evaluation_weighs_samples_not_batches() -> None:

@@ -1,0 +1,100 @@
+"""Where healing starts: the pruned network as it is, or repaired without training, whichever serves best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...passes.labels.selection import Keep
+from ...passes.program import Program
+from ...passes.shapes import eval_mode
+from ..data import Loader, LossFn, MetricFn, scalar_loss
+from ..sensitivity.batches import read_batches
+from .bn import reestimate_batch_norm
+from .device import device_of
+from .evaluate import evaluate
+from .ridge import reconstruct
+
+PRUNED = "pruned"
+BATCH_NORM = "batch norm re-estimated"
+RECONSTRUCTED = "reconstructed"
+BOTH = "reconstructed, batch norm re-estimated"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to start from.
+
+    Attributes:
+        name: What was done to it.
+        program: The network.
+        metric: Its score on the validation data; None without any.
+    """
+
+    name: str
+    program: Program
+    metric: float | None
+
+
+def candidates(
+    program: Program,
+    train: Loader,
+    *,
+    samples: int,
+    dense: Program | None = None,
+    keep: Keep | None = None,
+    reconstruct_samples: int = 0,
+    ridge: float = 1e-3,
+) -> Mapping[str, Program]:
+    """The pruned network, and what repairs make of it.
+
+    Args:
+        program: The pruned network.
+        train: Training batches.
+        samples: For batch-norm statistics.
+        dense: The network before pruning; without it and `keep` nothing is reconstructed.
+        keep: Kept units by group name.
+        reconstruct_samples: Samples for the reconstruction; 0 leaves it out.
+        ridge: Its strength.
+    """
+    found = {PRUNED: program}
+    if dense is not None and keep and reconstruct_samples:
+        found[RECONSTRUCTED] = reconstruct(dense, program, keep, train, samples=reconstruct_samples, ridge=ridge)
+    if any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in program.module().modules()):
+        for name, result in ((PRUNED, BATCH_NORM), (RECONSTRUCTED, BOTH)):
+            if name in found:
+                found[result] = reestimate_batch_norm(found[name], train, samples=samples)
+    return found
+
+
+def choose(
+    found: Mapping[str, Program],
+    train: Loader,
+    loss: LossFn,
+    *,
+    validation: Loader | None,
+    metric: MetricFn,
+    samples: int,
+) -> tuple[Start, ...]:
+    """The candidates, best first: by the validation score, or by the loss on training data if there is none."""
+    if validation is not None:
+        scores = {name: evaluate(program, validation, metric).metric for name, program in found.items()}
+        starts = [Start(name, program, scores[name]) for name, program in found.items()]
+        return tuple(sorted(starts, key=lambda start: -scores[start.name]))
+    losses = {name: _training_loss(program, train, loss, samples) for name, program in found.items()}
+    return tuple(Start(name, found[name], None) for name in sorted(losses, key=lambda name: losses[name]))
+
+
+def _training_loss(program: Program, train: Loader, loss: LossFn, samples: int) -> float:
+    """Mean loss on the first training samples; infinite where it is not finite."""
+    total = count = 0.0
+    with eval_mode(program.module()), torch.inference_mode():
+        for batch in read_batches(train, samples, program, device_of(program.module())):
+            output = program.module()(*batch.args, **batch.kwargs)
+            total += float(scalar_loss(loss, output, batch.target)) * batch.size
+            count += batch.size
+    return total / count if math.isfinite(total) else math.inf

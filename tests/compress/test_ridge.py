@@ -1,0 +1,138 @@
+"""Reconstruction against closed forms: exact where the lost is a function of what remains, least squares elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.compress.heal.ridge import reconstruct
+from secateur.passes.capture import capture
+from secateur.passes.program import Program
+from secateur.passes.prune import apply
+
+SAMPLES = 64
+
+
+def _program(model: nn.Module, *shape: int) -> tuple[Program, Tensor, list[tuple[Tensor, Tensor]]]:
+    x = torch.randn(SAMPLES, *shape, dtype=torch.float64)
+    return (
+        capture(model.double().eval(), (x[:2],)),
+        x,
+        [(x[i : i + 16], torch.zeros(16)) for i in range(0, SAMPLES, 16)],
+    )
+
+
+def _out(program: Program, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return program.module()(x)
+
+
+class _TwoConvs(nn.Module):
+    """The second convolution reads channels of which the last is a copy of the first."""
+
+    def __init__(self, second: nn.Module, spatial: int = 2) -> None:
+        super().__init__()
+        conv = nn.Conv2d if spatial == 2 else nn.Conv1d
+        self.first = conv(3, 6, 3, padding=1)
+        self.second = second
+        with torch.no_grad():
+            self.first.weight[5] = self.first.weight[0]
+            self.first.bias[5] = self.first.bias[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("second", "shape"),
+    [
+        (nn.Conv2d(6, 4, 3, padding=1), (3, 9, 9)),
+        (nn.Conv2d(6, 4, 3, stride=2, dilation=2, bias=False), (3, 11, 9)),
+        (nn.Conv2d(6, 4, (1, 3), padding="same"), (3, 6, 6)),
+        (nn.Conv1d(6, 4, 5, stride=2, padding=2), (3, 17)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 5)), (3, 4, 4)),
+    ],
+)
+def test_a_channel_that_others_can_replace_is_replaced(second: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    program, x, loader = _program(_TwoConvs(second, len(shape) - 1), *shape)
+    keep = {"first": range(5)}
+    smaller = apply(program, keep)
+    refitted = reconstruct(program, smaller, keep, loader, ridge=1e-12)
+    dense = _out(program, x)
+    assert (_out(smaller, x) - dense).abs().max() > 1e-2
+    torch.testing.assert_close(_out(refitted, x), dense, rtol=0, atol=1e-5)
+
+
+def test_weights_solve_the_ridge_regression() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 6))
+    program, x, loader = _program(model, 7)
+    keep = {"0": (0, 2, 3, 5, 7)}
+    smaller = apply(program, keep)
+    refitted = reconstruct(program, smaller, keep, loader, ridge=0.1)
+    layer = smaller.graph_module.get_submodule("2")
+    assert isinstance(layer, nn.Linear)
+    # The first layer loses rows only: its outputs that remain are exact, so it stays, and the second sees exact inputs.
+    hidden = torch.cat([_out(program, x).new_ones(SAMPLES, 1)], 1)
+    first = program.graph_module.get_submodule("0")
+    with torch.no_grad():
+        read = torch.cat([first(x).relu()[:, list(keep["0"])], hidden], 1)  # type: ignore[operator]
+        old = torch.cat([layer.weight, layer.bias[:, None]], 1)
+        strength = 0.1 * (read.T @ read).diagonal().mean()
+        # The ridge pulls towards the old weights: ordinary least squares with extra equations.
+        equations = torch.cat([read, strength.sqrt() * torch.eye(6, dtype=torch.float64)])
+        wanted = torch.cat([_out(program, x), strength.sqrt() * old.T])
+        solution = torch.linalg.lstsq(equations, wanted).solution.T
+    found = refitted.graph_module.get_submodule("2")
+    assert isinstance(found, nn.Linear)
+    torch.testing.assert_close(torch.cat([found.weight, found.bias[:, None]], 1), solution)
+
+
+def test_a_residual_network_comes_closer_and_nothing_else_changes() -> None:
+    torch.manual_seed(2)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+            self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.inner = nn.Conv2d(8, 8, 3, padding=1)
+            self.outer = nn.Conv2d(8, 8, 1)
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.stem(x)).relu()
+            x = self.depth(x).relu()
+            x = x + self.outer(self.inner(x).relu())
+            return self.fc(x.mean((2, 3)))
+
+    program, x, loader = _program(Net(), 3, 8, 8)
+    keep = {"inner": (0, 1, 5, 7), "stem": range(6)}
+    smaller = apply(program, keep)
+    before = {n: t.clone() for n, t in smaller.module().state_dict().items()}
+    seen: list[tuple[int, int]] = []
+    refitted = reconstruct(program, smaller, keep, loader, progress=lambda done, total: seen.append((done, total)))
+    again = reconstruct(program, smaller, keep, loader)
+    dense = _out(program, x)
+    assert (_out(refitted, x) - dense).norm() < 0.5 * (_out(smaller, x) - dense).norm()
+    assert seen == [(i, 4) for i in range(1, 5)]
+    after, twice = refitted.module().state_dict(), again.module().state_dict()
+    for name, tensor in smaller.module().state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert torch.equal(after[name], twice[name])
+        if name.startswith(("norm", "depth")):
+            assert torch.equal(after[name], tensor)
+
+
+def test_pixels_are_drawn_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.compress.heal.ridge._EQUATIONS_PER_WEIGHT", 4)
+    monkeypatch.setattr("secateur.compress.heal.ridge._PATCH_ELEMENTS", 5000)
+    torch.manual_seed(3)
+    program, x, loader = _program(_TwoConvs(nn.Conv2d(6, 4, 3)), 3, 12, 12)
+    keep = {"first": np.arange(5)}
+    refitted = reconstruct(program, apply(program, keep), keep, loader, ridge=1e-12)
+    torch.testing.assert_close(_out(refitted, x), _out(program, x), rtol=0, atol=1e-5)
