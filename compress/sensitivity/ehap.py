@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import EnvironmentLacksError, UserError
 from .batches import Batch
-from .hap import Reading, estimate_with
+from .hap import Probing, Reading, estimate_with
 from .hvp import gradients, product
 from .request import Request
 from .scaling import finite_at
@@ -26,6 +26,7 @@ def estimate(
     *,
     precision: str = "auto",
     published: bool = False,
+    deflate: int = 0,
     layerwise: bool = False,
     tied: str = "sum",
     absolute: bool = False,
@@ -46,6 +47,7 @@ def estimate(
             convolutions to speak of.
         published: Weighs the probes as the paper's code does: that lowers the scale by 2⁸ at every probe and never
             divides by it, so that the first probe makes up 99.6 % of the mean.
+        deflate: As in `hap`.
         layerwise: As in `hap`.
         tied: As in `hap`.
         absolute: As in `hap`.
@@ -66,7 +68,7 @@ def estimate(
         )
     reading = replace(Reading(tied, absolute), decay=2.0**-8 if published else 1.0)
     half = HalfPrecision(half_type(precision, _device(request)))
-    table = estimate_with(request, half, reading, "ehap", layerwise=layerwise, stop=stop, keep=keep)
+    table = estimate_with(request, half, reading, Probing(deflate, layerwise, stop, keep), "ehap")
     facts = {**table.facts, "precision": str(half.dtype).removeprefix("torch."), **half.facts(_device(request))}
     return replace(table, facts={**facts, "published": True} if published else facts)
 

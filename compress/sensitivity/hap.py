@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...errors import UserError
+from .hessian import Arithmetic, FullPrecision, Hessian
 from .hvp import Weights, attention_fact, producing_weights, split_scores
-from .probes import Arithmetic, FullPrecision, hutchinson
+from .probes import hutchinson
 from .request import Request, per_unit, slice_size
 from .stopping import Rule
 from .table import Sensitivity
@@ -20,6 +20,7 @@ from .table import Sensitivity
 def estimate(
     request: Request,
     *,
+    deflate: int = 0,
     layerwise: bool = False,
     tied: str = "sum",
     absolute: bool = False,
@@ -39,7 +40,9 @@ def estimate(
 
     Args:
         request: Network, data, loss, seed, and how many probes (with `stop`: at most).
-        layerwise: Probes one layer at a time: less variance a probe, more time.
+        deflate: Dimensions to take out of the Hessian before probing, for two products each: see `probes.Deflation`.
+            Ten of them, the number of classes, were worth several hundred probes on a ResNet-20.
+        layerwise: Probes one tensor at a time: less variance a probe, but a product for each tensor.
         tied: How the terms of several layers that produce one unit (residual ties) become one: their "sum", the rise
             when all go, or their "max". HAP prunes every convolution by itself and keeps a channel of the stream as
             long as one of them does, which is the maximum.
@@ -53,7 +56,23 @@ def estimate(
         EnvironmentLacksError: Memory does not suffice for one sample.
     """
     reading = Reading(tied, absolute)
-    return estimate_with(request, FullPrecision(), reading, "hap", layerwise=layerwise, stop=stop, keep=keep)
+    probing = Probing(deflate, layerwise, stop, keep)
+    return estimate_with(request, FullPrecision(), reading, probing, "hap")
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How traces are estimated; the attributes are options of `estimate`."""
+
+    deflate: int = 0
+    layerwise: bool = False
+    stop: float | None = None
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises UserError if `deflate` is no number of dimensions."""
+        if isinstance(self.deflate, bool) or not isinstance(self.deflate, int) or self.deflate < 0:
+            raise UserError(f"deflate must be a whole number, at least 0, not {self.deflate!r}", where="rank.deflate")
 
 
 @dataclass(frozen=True)
@@ -105,44 +124,38 @@ class Reading:
 
 
 def estimate_with(
-    request: Request,
-    arithmetic: Arithmetic,
-    reading: Reading,
-    method: str,
-    *,
-    layerwise: bool,
-    stop: float | None,
-    keep: float,
-    **facts: Any,
+    request: Request, arithmetic: Arithmetic, reading: Reading, probing: Probing, method: str
 ) -> Sensitivity:
     """HAP's score in a given arithmetic; see `estimate`."""
     start = time.perf_counter()
     weights = producing_weights(request)
     factors = _factors(weights)
-    rule = Rule(lambda traces: reading.combine(weights, factors, traces), stop, keep)
-    traces = hutchinson(request, weights, arithmetic, rule, layerwise=layerwise)
+    rule = Rule(lambda traces: reading.combine(weights, factors, traces), probing.stop, probing.keep)
+    products = 2 * probing.deflate + request.probes
+    hessian = Hessian(request, weights, arithmetic, products=products, layerwise=probing.layerwise)
+    traces = hutchinson(hessian, rule, probes=request.probes, seed=request.seed, deflate=probing.deflate)
     return Sensitivity(
         method,
         "loss",
-        split_scores(*reading.combine(weights, factors, traces.values), request.groups),
+        split_scores(*reading.combine(weights, factors, traces), request.groups),
         {
-            "samples": traces.samples,
-            "batches": traces.batches,
-            "probes": len(traces.values),
+            "samples": hessian.samples,
+            "batches": len(hessian.batches),
+            "probes": len(traces),
+            "most_probes": request.probes,
+            "deflate": probing.deflate,
+            "layerwise": probing.layerwise,
+            "misplaced": rule.misplaced(traces),
+            "keep": probing.keep,
             "seed": request.seed,
-            "mean_loss": traces.mean_loss,
+            "mean_loss": hessian.mean_loss,
             "device": str(weights.device),
             "dtype": weights.dtypes,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
             "seconds": round(time.perf_counter() - start, 3),
-            "most_probes": request.probes,
-            "misplaced": rule.misplaced(traces.values),
-            "keep": keep,
-            **({"layerwise": True} if layerwise else {}),
-            **traces.chunks,
+            **hessian.chunks.facts(),
             **attention_fact(request),
-            **facts,
         },
     )
 

@@ -11,8 +11,9 @@ from torch import nn
 from secateur.compress.sensitivity.batches import read_batches
 from secateur.compress.sensitivity.ehap import HalfPrecision, half_type
 from secateur.compress.sensitivity.hap import Reading, _factors
+from secateur.compress.sensitivity.hessian import FullPrecision, Hessian
 from secateur.compress.sensitivity.hvp import differentiable, producing_weights
-from secateur.compress.sensitivity.probes import FullPrecision, hutchinson, signs
+from secateur.compress.sensitivity.probes import hutchinson, signs
 from secateur.compress.sensitivity.rank import rank
 from secateur.compress.sensitivity.request import Request
 from secateur.compress.sensitivity.scaling import finite_at
@@ -61,7 +62,8 @@ def rows(program, probes):
     request = Request(program, batches(x, y, 16), F.cross_entropy, 0, 16, probes)
     weights = producing_weights(request)
     rule = Rule(lambda traces: (traces.mean(0), traces.std(0)))
-    return hutchinson(request, weights, HalfPrecision(torch.bfloat16), rule).values, weights
+    hessian = Hessian(request, weights, HalfPrecision(torch.bfloat16), products=probes)
+    return hutchinson(hessian, rule, probes=probes, seed=0), weights
 
 
 def test_the_published_weighting_is_that_of_a_scale_never_divided_out(program):
