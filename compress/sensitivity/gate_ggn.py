@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from .gate_jacobian import GateNetwork, Moments, Pull, by_group, gate_network, visit_batches
-from .output_hessian import OutputLoss, Pair
+from .output_draws import drawn_root
+from .output_hessian import OutputLoss, Root
 from .request import Request
 from .shards import gather
 from .table import Sensitivity
@@ -64,11 +64,11 @@ def estimate(
         for visit in visit_batches(network, work.prepare, work.run):
             moments.add(visit, visit.found[0])
             if interactions:
-                left, right = (part.reshape(-1, units) for part in visit.found[1:])
+                left, right = (part.flatten(0, 1) for part in visit.found[1:])
                 product = (left.T @ right).double().cpu() / (2 * samples)
                 matrix += (product + product.T) / 2
         mean, error, loss = moments.finish()
-        facts = {**network.facts(loss), **work.facts(), "first_order": first_order}
+        facts = {**network.facts(loss), **work.facts()}
         whole = _with_diagonal(gather(matrix, network.device).numpy(), mean) if interactions else None
         return Sensitivity("gate-ggn", "loss", by_group(network, mean, error), facts, whole)
 
@@ -79,59 +79,66 @@ def _with_diagonal(matrix: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     return matrix
 
 
-@dataclass
 class _Work:
-    """What is done with every batch.
+    """What is done with every batch."""
 
-    Attributes:
-        network: The network.
-        draws: Random vectors a sample, 0 for none, None to decide by the number of outputs.
-        first_order: Whether the gradient is wanted.
-        interactions: Whether the products of the vectors are wanted one by one.
-        elements: Outputs of a sample, once seen.
-        vectors: Most vectors that a batch took.
-        negative: Samples with negative curvature in the outputs.
-    """
+    def __init__(self, network: GateNetwork, draws: int | None, first_order: bool, interactions: bool) -> None:
+        """Args as those of `estimate`."""
+        self._network, self._draws = network, draws
+        self._first_order, self._interactions = first_order, interactions
+        self._kinds: dict[str, None] = {}
+        # Of each batch: outputs of a sample, vectors, are they drawn, is the loss curved, negative samples.
+        self._seen = torch.zeros(len(network.batches), 5, dtype=torch.float64)
 
-    network: GateNetwork
-    draws: int | None
-    first_order: bool
-    interactions: bool
-    elements: int = 0
-    vectors: int = 0
-    negative: int = 0
-
-    def prepare(self, out: OutputLoss, number: int) -> tuple[Tensor, list[Pair]]:
+    def prepare(self, out: OutputLoss, number: int) -> tuple[Tensor, Root]:
         """The gradient of the loss in the outputs, and the pairs of which the Hessian is the sum."""
-        if out.linear:
+        state = np.random.SeedSequence([self._network.request.seed, number]).generate_state(1, np.uint64)[0]
+        seed = int(state >> 2)
+        curved = out.curved(torch.Generator().manual_seed(seed))
+        draws = self._draws if self._draws is not None else 0 if out.elements <= _EXACT else _DRAWS
+        root = drawn_root(out, draws, seed) if draws else out.exact_root()
+        self._kinds[root.kind] = None
+        self._seen[number] = torch.tensor([out.elements, root.count, float(draws > 0), float(curved), root.negative])
+        return out.slope(), root
+
+    def run(self, pull: Pull, prepared: tuple[Tensor, Root], rows: slice) -> tuple[Tensor, ...]:
+        """Estimates [samples, units]; and, for interactions, the products of the vectors [vectors, samples, units]."""
+        slope, root = prepared
+        total = torch.zeros(rows.stop - rows.start, len(self._network.columns), device=slope.device, dtype=slope.dtype)
+        lefts, rights = [total.new_zeros(0, *total.shape)], [total.new_zeros(0, *total.shape)]
+        if self._first_order:
+            total -= pull(slope[rows])
+        for number in range(root.count):
+            pair = root.pair(number)
+            left = pull(pair.left[rows])
+            right = (left if pair.right is None else pull(pair.right[rows])) * pair.weight[rows]
+            total += left * right / 2
+            if self._interactions:
+                lefts.append(left[None])
+                rights.append(right[None])
+        return (total, torch.cat(lefts), torch.cat(rights)) if self._interactions else (total,)
+
+    def facts(self) -> dict[str, Any]:
+        """How it was done.
+
+        Raises:
+            UserError: The loss has no second derivative on any batch.
+        """
+        seen = gather(self._seen, self._network.device)
+        outputs, vectors, drawn, curved = (int(value) for value in seen[:, :4].amax(0))
+        if not curved:
             raise UserError(
                 "the loss has no second derivative in the outputs of the network",
                 where="loss",
                 why="it is linear in them, piece by piece, as an L1 loss is",
                 hint="rank by gate-fisher or taylor, which need its gradient only",
             )
-        state = np.random.SeedSequence([self.network.request.seed, number]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state >> 1))
-        out.check_separable(generator)
-        self.elements = max(self.elements, out.elements)
-        pairs = out.exact_root()
-        self.vectors = max(self.vectors, len(pairs))
-        return out.slope(), pairs
-
-    def run(self, pull: Pull, prepared: tuple[Tensor, list[Pair]], rows: slice) -> tuple[Tensor, ...]:
-        """Estimates [samples, units]; and, for interactions, the products of the vectors [vectors, samples, units]."""
-        slope, pairs = prepared
-        total = -pull(slope[rows]) if self.first_order else 0.0 * pull(slope[rows])
-        lefts, rights = [], []
-        for pair in pairs:
-            left = pull(pair.left[rows])
-            right = (left if pair.right is None else pull(pair.right[rows])) * pair.sign[rows]
-            total = total + left * right / 2
-            if self.interactions:
-                lefts.append(left)
-                rights.append(right)
-        return (total, torch.stack(lefts), torch.stack(rights)) if self.interactions else (total,)
-
-    def facts(self) -> dict[str, Any]:
-        """How it was done."""
-        return {"outputs": self.elements, "vectors": self.vectors}
+        return {
+            "exact": not drawn,
+            "outputs": outputs,
+            "draws": vectors if drawn else 0,
+            "vectors": vectors,
+            "root": ", ".join(self._kinds),
+            "samples_with_negative_curvature": None if drawn else int(seen[:, 4].sum()),
+            "first_order": self._first_order,
+        }

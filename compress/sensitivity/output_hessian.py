@@ -1,12 +1,12 @@
 """The loss as a function of the network's outputs alone: its gradient, and square roots of its Hessian per sample.
 
 A Gauss-Newton matrix is Jᵀ H J with J the derivative of the outputs and H the Hessian of the loss in them, one block a
-sample. With H = Σ_r s_r z_r z_rᵀ it is Σ_r s_r (Jᵀz_r)(Jᵀz_r)ᵀ: one backward pass a vector (Schraudolph 2002).
+sample. With H = Σ_r s_r z_r z_rᵀ it is Σ_r s_r (Jᵀz_r)(Jᵀz_r)ᵀ: one backward pass a vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +25,34 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Pair:
-    """One term of a sum that makes up the Hessian of every sample: sign * left rightᵀ.
+    """One term of a sum that makes up the Hessian of every sample: weight * left rightᵀ.
 
     Attributes:
         left: [samples, elements].
         right: Of the same shape; None where it is `left`.
-        sign: [samples, 1].
+        weight: [samples, 1].
     """
 
     left: Tensor
     right: Tensor | None
-    sign: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Root:
+    """A sum of pairs that is the Hessian of every sample, exactly or in expectation.
+
+    Attributes:
+        kind: How the vectors were found.
+        count: Number of pairs.
+        pair: Makes one of them, always the same for the same number.
+        negative: Samples with negative curvature, as far as known.
+    """
+
+    kind: str
+    count: int
+    pair: Callable[[int], Pair]
+    negative: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,11 +80,6 @@ class OutputLoss:
         """Number of elements of the outputs of one sample."""
         return sum(output.numel() for output in self.outputs) // self.samples
 
-    @property
-    def linear(self) -> bool:
-        """Whether the loss has no second derivative anywhere."""
-        return not any(g.requires_grad for g in self.gradients)
-
     def rows(self, values: Sequence[Tensor]) -> Tensor:
         """Values of the shapes of the outputs as [samples, elements]."""
         return rows_of(values, self.layouts, self.samples)
@@ -78,7 +90,7 @@ class OutputLoss:
 
     def product(self, vectors: Tensor) -> Tensor:
         """H v of each sample for v and result [samples, elements]."""
-        if self.linear:
+        if not any(g.requires_grad for g in self.gradients):
             return torch.zeros_like(vectors)
         gradient = self.rows(self.gradients)
         with second_derivatives():
@@ -89,26 +101,25 @@ class OutputLoss:
             [torch.zeros_like(o) if f is None else f for o, f in zip(self.outputs, found, strict=True)]
         ).detach()
 
-    def check_separable(self, generator: torch.Generator) -> None:
-        """Checks that the Hessian has no entries between two samples.
+    def curved(self, generator: torch.Generator) -> bool:
+        """Whether the loss has a second derivative that is not zero.
 
         Raises:
-            UnsupportedError: It has some.
+            UnsupportedError: It has entries between two samples.
         """
-        if self.samples < 2 or self.linear:
-            return
         vectors = signs((self.samples, self.elements), generator, self.outputs[0])
+        own = self.product(vectors).abs().max()
         vectors[1::2] = 0
-        product = self.product(vectors).abs()
-        if float(product[1::2].max()) > _ROUNDING * float(product.max()):
+        if self.samples > 1 and bool(self.product(vectors)[1::2].abs().max() > _ROUNDING * own):
             raise UnsupportedError(
                 "the loss couples the samples of a batch",
                 where="loss",
                 why="its second derivative between the outputs of two samples is not zero",
                 hint="rank by gate-fisher or taylor, or give a loss that is a mean over samples",
             )
+        return bool(own > 0)
 
-    def exact_root(self) -> list[Pair]:
+    def exact_root(self) -> Root:
         """Eigenvectors of the Hessian of each sample, scaled; as many as some sample needs."""
         columns = []
         for element in range(self.elements):
@@ -123,7 +134,8 @@ class OutputLoss:
         negligible = torch.finfo(self.outputs[0].dtype).eps * self.elements * float(values.abs().max())
         rank = int((values.abs() > negligible).any(0).sum())
         scaled = (vectors * values.abs().sqrt()[:, None]).to(self.outputs[0].dtype)
-        return [Pair(scaled[:, :, r], None, values[:, r : r + 1].sign().to(scaled.dtype)) for r in range(rank)]
+        pairs = [Pair(scaled[:, :, r], None, values[:, r : r + 1].sign().to(scaled.dtype)) for r in range(rank)]
+        return Root("eigenvectors", rank, pairs.__getitem__, int((values < -negligible).any(1).sum()))
 
 
 def output_loss(
