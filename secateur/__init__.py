@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import apply, capture, heal, mask, plan, quantize, rank
+    from .api import apply, capture, heal, mask, plan, quantize, rank, verify_ranking
     from .checking import check
     from .compress.budget import Budget
     from .compress.heal.settings import TrainSettings
     from .compress.plan import Plan
     from .compress.sensitivity.table import Sensitivity
+    from .compress.sensitivity.verify import Verification
     from .errors import Refused, UserError
     from .export.artifact import Artifact
     from .export.export import export
@@ -36,6 +37,7 @@ _HOME = {
     "TrainSettings": "compress.heal.settings",
     "UserError": "errors",
     "Verdict": "verdict",
+    "Verification": "compress.sensitivity.verify",
     "__version__": "version",
     "apply": "api",
     "capture": "api",
@@ -47,6 +49,7 @@ _HOME = {
     "plan": "api",
     "quantize": "api",
     "rank": "api",
+    "verify_ranking": "api",
 }
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "TrainSettings",
     "UserError",
     "Verdict",
+    "Verification",
     "__version__",
     "apply",
     "capture",
@@ -72,6 +76,7 @@ __all__ = [
     "plan",
     "quantize",
     "rank",
+    "verify_ranking",
 ]
 
 

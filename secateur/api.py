@@ -17,6 +17,8 @@ from .compress.planner.plan import plan as _plan
 from .compress.quantize import quantize as _quantize
 from .compress.sensitivity.rank import rank as _rank
 from .compress.sensitivity.table import Sensitivity
+from .compress.sensitivity.verify import Verification
+from .compress.sensitivity.verify import verify_ranking as _verify_ranking
 from .export.targets import Target, find_target
 from .passes.capture import capture as _capture
 from .passes.mask import mask as _mask
@@ -56,9 +58,25 @@ def rank(
         loader: Yields `(inputs, target)`; may be None for methods that need no data.
         loss: `loss(output, target)`, a scalar mean; cross entropy if None.
         method: Name of the estimator.
-        options: Its options (`samples`, `probes`, `seed`, `progress`).
+        options: `samples`, `probes`, `seed`, `progress`, and options of the method itself.
     """
     return _rank(program, loader, loss or cross_entropy, method=method, **options)
+
+
+def verify_ranking(
+    program: Program, table: Sensitivity, loader: Loader, loss: LossFn | None = None, *, units: int = 30, **options: Any
+) -> Verification:
+    """Removes units for real, one at a time, and compares the rise of the loss with their scores.
+
+    Args:
+        program: The program that was ranked.
+        table: What `rank` returned.
+        loader: The loader of the ranking.
+        loss: The loss of the ranking; cross entropy if None.
+        units: How many units are drawn at random.
+        options: `samples`, `batch_norm` ("kept" or "reestimated"), `seed`, `progress`.
+    """
+    return _verify_ranking(program, table, loader, loss or cross_entropy, units=units, **options)
 
 
 def plan(

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .compress.budget import Budget
 from .compress.heal.settings import HealSettings, TrainSettings
+from .compress.sensitivity.rank import check_options
+from .errors import UserError
 from .export.targets import TARGETS
 from .factory import DataSpec
 from .gates import Gates
@@ -36,11 +38,38 @@ class ModelSpec(Section):
 
 
 class RankSpec(Section):
-    """How sensitivities are estimated; see `secateur.compress.sensitivity.rank`."""
+    """How sensitivities are estimated; see `secateur.compress.sensitivity.rank`.
+
+    Every other key is an option of the method itself (`rank: {method: hap, layerwise: true}`).
+
+    Attributes:
+        method: Name of the estimator.
+        samples: How many calibration samples it reads.
+        probes: Random vectors of a stochastic estimator.
+        verify: So many units, drawn at random, are really removed, one at a time, and compared with their scores.
+        verify_batch_norm: Statistics of batch norm when they are: those that were trained, or estimated anew each time.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     method: str = "hap"
     samples: int = Field(default=512, ge=1)
     probes: int = Field(default=64, ge=2)
+    verify: int = Field(default=0, ge=0)
+    verify_batch_norm: Literal["kept", "reestimated"] = "kept"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known_method_and_options(self) -> RankSpec:
+        try:
+            check_options(self.method, self.options, common=tuple(type(self).model_fields)[1:])
+        except UserError as error:
+            raise ValueError(f"{error.what}; {error.why or error.hint}") from None
+        return self
 
 
 class PlanSpec(Section):

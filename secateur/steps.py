@@ -19,6 +19,7 @@ from .compress.planner.plan import plan
 from .compress.quantize import quantize
 from .compress.sensitivity.rank import rank
 from .compress.sensitivity.table import Sensitivity
+from .compress.sensitivity.verify import verify_ranking
 from .export.export import export
 from .export.hashing import hash_file
 from .export.targets import TARGETS, Target
@@ -34,6 +35,7 @@ from .run_directory import STATE, RunDirectory
 PROGRAM = "program"
 PLAN = "plan.yaml"
 TABLE = "sensitivity.safetensors"
+VERIFICATION = "verification.json"
 
 
 class Context:
@@ -134,18 +136,35 @@ def _capture(context: Context, folder: Path) -> dict[str, Any]:
 
 def _rank(context: Context, folder: Path) -> dict[str, Any]:
     spec = context.recipe.rank
+    program = context.program("capture")
     table = rank(
-        context.program("capture"),
+        program,
         context.data.calibration,
         context.loss,
         method=spec.method,
         samples=spec.samples,
         probes=spec.probes,
         seed=context.recipe.seed,
-        progress=context.progress("probes"),
+        progress=context.progress("rank"),
+        **spec.options,
     )
     table.save(folder / TABLE)
-    return {"method": table.method, "unit": table.unit, **table.facts}
+    facts = {"method": table.method, "unit": table.unit, **table.facts, **spec.options}
+    if not spec.verify:
+        return facts
+    verification = verify_ranking(
+        program,
+        table,
+        context.data.calibration,
+        context.loss,
+        units=spec.verify,
+        samples=spec.samples,
+        batch_norm=spec.verify_batch_norm,
+        seed=context.recipe.seed,
+        progress=context.progress("verify"),
+    )
+    verification.save(folder / VERIFICATION)
+    return {**facts, "verification": verification.summary()}
 
 
 def _plan(context: Context, folder: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from ...errors import UserError, did_you_mean
 from ...passes.program import Program
@@ -55,23 +57,54 @@ def rank(
     Raises:
         UserError: Unknown method or option, a value out of range, or data, weights or a loss that cannot be used.
     """
-    if method not in METHODS:
+    check_options(method, options)
+    for name, value, least in (("seed", seed, 0), ("samples", samples, 1), ("probes", probes, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{name} must be a whole number, at least {least}, not {value!r}", where=f"rank.{name}")
+    return METHODS[method](Request(program, loader, loss, seed, samples, probes, progress), **options)
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """Type annotations of a method's own options, by name."""
+    estimate = METHODS[method]
+    hints = get_type_hints(estimate)
+    named = inspect.signature(estimate).parameters.values()
+    return {parameter.name: hints[parameter.name] for parameter in named if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def check_options(method: str, options: Mapping[str, Any], *, common: Sequence[str] = ("samples", "probes")) -> None:
+    """Checks that there is such a method, that it has these options, and that their values are of the right type.
+
+    Needs no program and no data, so that a recipe is refused before anything runs. Ranges are checked by the methods.
+
+    Args:
+        method: Name of the estimator.
+        options: Its own options.
+        common: Names of the options that all methods have, for suggestions.
+
+    Raises:
+        UserError: Names what is wrong, with a suggestion.
+    """
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(
-            f"unknown ranking method {method!r}{did_you_mean(method, METHODS)}",
+            f"unknown ranking method {method!r}{did_you_mean(str(method), METHODS)}",
             where="rank.method",
             hint=f"there is: {', '.join(METHODS)}",
         )
-    estimate = METHODS[method]
-    known = [p.name for p in inspect.signature(estimate).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
+    known = options_of(method)
+    for name, value in options.items():
         if name not in known:
-            common = ("seed", "samples", "probes", "progress")
             raise UserError(
                 f"unknown option {name!r} of ranking method {method}{did_you_mean(name, (*known, *common))}",
                 where="rank",
                 hint=f"there is: {', '.join((*known, *common))}",
             )
-    for name, value, least in (("seed", seed, 0), ("samples", samples, 1), ("probes", probes, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} must be a whole number, at least {least}, not {value!r}", where=f"rank.{name}")
-    return estimate(Request(program, loader, loss, seed, samples, probes, progress), **options)
+        try:
+            TypeAdapter(known[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(
+                f"{name} cannot be {value!r}",
+                where=f"rank.{name}",
+                why="; ".join(dict.fromkeys(found["msg"] for found in error.errors())),
+                hint=f"it is {inspect.formatannotation(known[name])}",
+            ) from None
