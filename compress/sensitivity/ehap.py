@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def estimate(
     request: Request,
     *,
-    precision: str = "auto",
+    precision: Literal["auto", "bf16", "fp16"] = "auto",
     published: bool = False,
     deflate: int = 0,
     layerwise: bool = False,
-    tied: str = "sum",
+    tied: Literal["sum", "max"] = "sum",
     absolute: bool = False,
     stop: float | None = None,
     keep: float = 0.5,
@@ -77,11 +77,8 @@ def half_type(precision: str, device: torch.device) -> torch.dtype:
     """The half precision that an option asks for.
 
     Raises:
-        UserError: There is no such option.
         EnvironmentLacksError: The device does not have it.
     """
-    if precision not in ("auto", *_TYPES):
-        raise UserError(f"precision must be auto, bf16 or fp16, not {precision!r}", where="rank.precision")
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "bf16"
     if device.type == "cpu" and precision == "fp16":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def estimate(
     *,
     deflate: int = 0,
     layerwise: bool = False,
-    tied: str = "sum",
+    tied: Literal["sum", "max"] = "sum",
     absolute: bool = False,
     stop: float | None = None,
     keep: float = 0.5,
@@ -70,9 +71,9 @@ class Probing:
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        """Raises UserError if `deflate` is no number of dimensions."""
-        if isinstance(self.deflate, bool) or not isinstance(self.deflate, int) or self.deflate < 0:
-            raise UserError(f"deflate must be a whole number, at least 0, not {self.deflate!r}", where="rank.deflate")
+        """Raises UserError if there is less than nothing to take out."""
+        if self.deflate < 0:
+            raise UserError(f"deflate must be at least 0, not {self.deflate}", where="rank.deflate")
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,9 @@ class Reading:
         decay: Weight of a probe relative to the one before it.
     """
 
-    tied: str = "sum"
+    tied: Literal["sum", "max"] = "sum"
     absolute: bool = False
     decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raises UserError if `tied` is unknown."""
-        if self.tied not in ("sum", "max"):
-            raise UserError(f"tied must be sum or max, not {self.tied!r}", where="rank.tied")
 
     def combine(self, weights: Weights, factors: np.ndarray, traces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores and standard errors [units].

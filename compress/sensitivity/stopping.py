@@ -61,9 +61,7 @@ class Rule:
         """Raises UserError if a value is out of range."""
         # Pure noise is taken for 75 % right, see `misplaced_share`.
         for name, value, low in (("stop", self.stop, 0.8), ("keep", self.keep, 0.0)):
-            if value is None and name == "stop":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < 1:
+            if value is not None and not low < value < 1:
                 raise UserError(
                     f"{name} must be a share between {low:g} and 1, not {value!r}",
                     where=f"rank.{name}",

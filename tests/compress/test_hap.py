@@ -6,81 +6,41 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dense_hessian import Dense, batches, data, flat, small_program
 from torch import nn
-from torch.func import functional_call
 
 from secateur.compress.sensitivity.rank import rank
+from secateur.errors import UserError
 from secateur.passes.capture import capture
-
-
-class Small(nn.Module):
-    """Two residually tied convolutions (one group), a third one, smooth activations."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 4, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 4, 1)
-        self.conv3 = nn.Conv2d(4, 3, 3)
-        self.fc = nn.Linear(3, 3)
-
-    def forward(self, x):
-        x = F.gelu(self.bn1(self.conv1(x)))
-        x = x + self.conv2(x)
-        return self.fc(torch.tanh(self.conv3(F.gelu(x))).mean((2, 3)))
-
-
-def data(n=12, seed=0, dtype=torch.float64, classes=3, shape=(2, 5, 5)):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, *shape, generator=generator, dtype=dtype)
-    return x, torch.randint(0, classes, (n,), generator=generator)
-
-
-def batches(x, y, size):
-    return list(zip(x.split(size), y.split(size), strict=True))
 
 
 @pytest.fixture(scope="module")
 def small():
-    torch.manual_seed(0)
-    model = Small().double()
-    with torch.no_grad():
-        model(3 * torch.randn(64, 2, 5, 5, dtype=torch.float64) + 1)
-    x, _ = data()
-    return capture(model.eval(), x[:2])
+    return small_program()
+
+
+def exact_terms(program, x, y):
+    """½ Tr(H_pp)/|p| ‖w_p‖² by its definition, from the full Hessian: one list a unit, one term a producer."""
+    dense = Dense(program, x, y)
+    diagonal = dense.hessian.diagonal()
+    terms = []
+    for group in dense.groups:
+        for unit in group.units:
+            parts = [p.bool() for p in dense.slices(group, unit)]
+            terms.append([float(diagonal[p].mean() * dense.weights[p].square().sum()) / 2 for p in parts])
+    return terms
 
 
 def exact_scores(program, x, y):
-    """½ Tr(H_pp)/|p| ‖w_p‖² by its definition, one unit at a time, from the full Hessian of each weight."""
-    module = program.graph_module.eval()
-    scores = {}
-    for group in program.groups:
-        if group.frozen is not None:
-            continue
-        total = np.zeros(group.width)
-        for member in group.producers:
-            weight = module.get_parameter(member.tensor).detach()
-
-            def loss(w, name=member.tensor):
-                return F.cross_entropy(functional_call(module, {name: w}, (x,)), y)
-
-            hessian = torch.autograd.functional.hessian(loss, weight)
-            diagonal = hessian.reshape(weight.numel(), -1).diagonal().reshape(weight.shape)
-            for unit in range(group.width):
-                index = torch.as_tensor(member.index[unit])
-                trace = diagonal.index_select(member.axis, index).sum()
-                part = weight.index_select(member.axis, index)
-                total[unit] += 0.5 * float(trace) / part.numel() * float(part.square().sum())
-        scores[group.name] = total
-    return scores
+    """The sum of the terms of every unit, by group."""
+    scores = np.array([sum(terms) for terms in exact_terms(program, x, y)])
+    groups = [g for g in program.groups if g.frozen is None]
+    ends = np.cumsum([g.width for g in groups])[:-1]
+    return {g.name: part for g, part in zip(groups, np.split(scores, ends), strict=True)}
 
 
 def table(program, x, y, size=12, **options):
     return rank(program, batches(x, y, size), F.cross_entropy, **options)
-
-
-def flat(sensitivity, part="delta_loss"):
-    return np.concatenate([getattr(scores, part) for scores in sensitivity.groups.values()])
 
 
 def test_the_mean_over_probes_is_the_exact_trace(small):
@@ -161,6 +121,79 @@ def test_only_the_first_samples_are_read(small):
     assert (some.facts["samples"], some.facts["batches"]) == (7, 2)
 
 
+def close(found, exact, sigmas=4.5):
+    """Whether estimates [units] agree with exact values within their standard errors, which mean something."""
+    mean, error = flat(found), flat(found, "std_error")
+    return (np.abs(mean - exact) <= sigmas * error + 1e-12).all() and np.abs(exact).max() > 5 * np.median(error)
+
+
+@pytest.mark.parametrize("options", [{"layerwise": True}, {"deflate": 6}, {"deflate": 3, "layerwise": True}])
+def test_variance_reduction_leaves_the_mean_right_and_cuts_the_error(small, options):
+    x, y = data()
+    exact = np.concatenate(list(exact_scores(small, x, y).values()))
+    plain = table(small, x, y, size=5, probes=200)
+    reduced = table(small, x, y, size=5, probes=200, **options)
+    assert close(plain, exact) and close(reduced, exact)
+    ratio = flat(reduced, "std_error") / flat(plain, "std_error")
+    assert np.median(ratio) < 0.8
+    name, value = next(iter(options.items()))
+    assert reduced.facts[name] == value and reduced.facts["probes"] == 200
+
+
+def test_taking_out_all_dimensions_leaves_nothing_to_chance():
+    torch.manual_seed(0)
+    program = capture(
+        nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval(), torch.zeros(2, 4).double()
+    )
+    x, y = data(shape=(4,))
+    found = table(program, x, y, deflate=1000, probes=2)
+    np.testing.assert_allclose(flat(found), np.concatenate(list(exact_scores(program, x, y).values())), rtol=1e-9)
+    assert (flat(found, "std_error") < 1e-12).all()
+
+
+def test_a_basis_that_is_no_eigenspace_is_as_good(small):
+    """The identity behind deflation holds for any basis: for one drawn at random as well."""
+    x, y = data()
+    exact = np.concatenate(list(exact_scores(small, x, y).values()))
+    found = [table(small, x, y, deflate=1, probes=40, seed=seed) for seed in range(6)]
+    z = [(flat(f) - exact) / flat(f, "std_error") for f in found]
+    assert 0.75 < np.sqrt(np.mean(np.square(z))) < 1.35
+
+
+def test_deflation_does_not_depend_on_batches(small):
+    x, y = data()
+    whole, split = (table(small, x, y, size=size, probes=3, deflate=4) for size in (12, 5))
+    np.testing.assert_allclose(flat(split), flat(whole), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(("option", "value"), [("deflate", -1), ("deflate", 2.5), ("tied", "mean")])
+def test_options_out_of_range_are_named(small, option, value):
+    with pytest.raises(UserError, match=f"{option} (must|cannot) be") as caught:
+        table(small, *data(), probes=2, **{option: value})
+    assert caught.value.where == f"rank.{option}"
+
+
+def test_the_maximum_over_tied_layers(small):
+    """HAP keeps a channel of a residual stream as long as one of its producers does: the maximum of their terms."""
+    x, y = data()
+    exact = np.array([max(terms) for terms in exact_terms(small, x, y)])
+    assert close(table(small, x, y, probes=600, tied="max"), exact)
+    assert not np.allclose(exact, [sum(terms) for terms in exact_terms(small, x, y)])
+
+
+def test_absolute_values_are_of_every_layer_before_the_sum():
+    for seed in range(50):
+        program, (x, y) = small_program(), data(seed=seed)
+        terms = exact_terms(program, x, y)
+        if any(min(t) < 0 < max(t) and min(np.abs(t)) > 0.1 * max(np.abs(t)) for t in terms):
+            break
+    else:
+        pytest.fail("no data set with terms of both signs found")
+    found = table(program, x, y, probes=800, deflate=10, absolute=True)
+    assert close(found, np.array([np.abs(t).sum() for t in terms]))
+    assert (flat(found) >= 0).all()
+
+
 def test_negative_traces_stay_negative(small):
     """No clamp and no absolute value: the exact trace of some unit is negative, and so is the estimate."""
     for seed in range(20):
@@ -213,6 +246,20 @@ def test_progress_counts_batches_times_probes(small):
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
+def test_progress_counts_deflation_and_stopping_as_well(small):
+    x, y = data()
+    seen = []
+
+    def progress(done, total, **info):
+        seen.append((done, total))
+
+    table(small, x, y, size=6, probes=3, deflate=2, progress=progress)
+    assert seen == [(i, 14) for i in range(1, 15)]
+    seen.clear()
+    table(small, x, y, size=6, probes=50, stop=0.81, progress=progress)
+    assert seen == [(i, 100) for i in range(1, len(seen) + 1)] and len(seen) < 100
+
+
 def test_the_facts_say_what_it_was_measured_on(small):
     x, y = data()
     found = table(small, x, y, probes=2, seed=9)
@@ -241,3 +288,4 @@ def test_attention_has_second_derivatives():
     program = capture(Attention().eval(), x[:2])
     found = table(program, x, y, probes=3)
     assert np.abs(found.groups["up"].delta_loss).max() > 0
+    assert "math kernel" in found.facts["attention"]
