@@ -190,7 +190,7 @@ def _values(
 def _randomised(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], generator: torch.Generator
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Other values of the same kind: noise on floats, integers drawn from the range they have; masks stay."""
+    """Other values of the same kind: noise on floats, integers from the range they have; masks stay."""
     count = batch_size(args, kwargs)
 
     def randomise(leaf: Any) -> Any:
@@ -201,13 +201,19 @@ def _randomised(
             scale = float(finite.std()) if finite.numel() > 1 else 0.0
             noise = torch.randn(leaf.shape, generator=generator) * (scale or 1.0)
             return leaf + noise.to(leaf.device, leaf.dtype)
-        if leaf.is_complex() or leaf.numel() == 0:
-            return leaf
-        low, high = int(leaf.min()), int(leaf.max())
-        drawn = torch.randint(min(low, max(high - 1, 0)), high + 1, leaf.shape, generator=generator)
-        return drawn.to(leaf.device, leaf.dtype)
+        return leaf if leaf.is_complex() or leaf.numel() == 0 else _other_integers(leaf, generator)
 
     return pytree.tree_map(randomise, (tuple(args), dict(kwargs)))
+
+
+def _other_integers(leaf: Tensor, generator: torch.Generator) -> Tensor:
+    """Every integer replaced by another one of the range; all the same ones by one less (zeros: by one)."""
+    low, high = int(leaf.min()), int(leaf.max())
+    if low == high:
+        low, high = (high - 1, high) if high > 0 else (low, low + 1)
+    span = high - low + 1
+    step = torch.randint(1, span, leaf.shape, generator=generator).to(leaf.device)
+    return (low + (leaf.long() - low + step) % span).to(leaf.dtype)
 
 
 def _with_sample(first: Any, second: Any, sample: int) -> Any:
