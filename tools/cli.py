@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..disk import disk_errors
 from ..errors import ExitCode, UserError
 
 # Newer typer brings its own copy of click; this is the usage error of whichever it uses.
@@ -54,7 +55,8 @@ def run(argv: Sequence[str]) -> int:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = app(args=list(argv), standalone_mode=False)
+        with disk_errors("a file"):
+            result = app(args=list(argv), standalone_mode=False)
         code = ExitCode(result) if isinstance(result, int) else ExitCode.OK
     except UserError as error:
         print(error.render(), file=sys.stderr)
@@ -115,6 +117,33 @@ def compile(
     )
 
 
+@app.command()
+def rank(
+    source: Source,
+    out: Out = None,
+    method: Annotated[str | None, typer.Option(help="Estimator; its options: --set rank.OPTION=VALUE.")] = None,
+    verify: Annotated[
+        int | None, typer.Option(help="Really remove so many units, one at a time, and compare.", metavar="UNITS")
+    ] = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    seed: Seed = None,
+    set_: Set = None,
+    resume: Resume = False,
+    force: Force = False,
+    debug: Debug = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Estimate for every unit how much the loss rises if it is removed."""
+    from .commands import run_steps
+
+    named = {"rank.method": method, "rank.verify": verify}
+    overrides = {key: value for key, value in named.items() if value is not None}
+    overrides |= _overrides(max_macs, max_params, None, None, None, seed, set_)
+    return run_steps(source, out, "rank", overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet)
+
+
 def _stage(name: str, text: str) -> None:
     """Adds the command that runs up to one step."""
 
@@ -140,7 +169,6 @@ def _stage(name: str, text: str) -> None:
     app.command(name, help=text)(stage)
 
 
-_stage("rank", "Estimate for every unit how much the loss rises if it is removed.")
 _stage("plan", "Decide what to remove; writes a plan that you can edit.")
 _stage("apply", "Remove what the plan does not keep.")
 _stage("heal", "Re-estimate batch norm and fine-tune with distillation.")
@@ -168,7 +196,7 @@ def check(
 
 @app.command()
 def inspect(
-    source: Annotated[Path, typer.Argument(help="Recipe, run directory, program, artifact or ONNX file.")],
+    source: Annotated[Path, typer.Argument(help="Recipe, run directory, program, ranking, artifact or ONNX file.")],
     json: Json = False,
 ) -> None:
     """Show what something is: groups and what is frozen, or an artifact's kernels."""

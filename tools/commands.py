@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..pipeline import CompileResult, compile, resume
 from ..steps import PLAN, STEPS
 from .console import ConsoleReporter, stdout_console
+from .ranking import describe_ranking, load_ranking, show_ranking
 from .summary import as_document, step_table, summary_table
 
 
@@ -38,11 +39,17 @@ def run_steps(
     report = None
     if until == "check":
         report = write_run_report(result.directory, None)
+    ranking = describe_ranking(*load_ranking(result.directory / STEPS["rank"].folder)) if until == "rank" else None
     if as_json:
-        print(json.dumps(as_document(result, report), indent=1))
+        found = as_document(result, report) | ({"ranking": ranking} if ranking else {})
+        print(json.dumps(found, indent=1))
     else:
         console = stdout_console()
-        console.print(summary_table(result) if until == "check" else step_table(result, until))
+        if ranking:
+            show_ranking(console, ranking)
+            console.print(f"ranking: {result.directory / STEPS['rank'].folder}", markup=False, soft_wrap=True)
+        else:
+            console.print(summary_table(result) if until == "check" else step_table(result, until))
         if result.verdict is not None:
             console.print(result.verdict.table())
         if until == "plan":

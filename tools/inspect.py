@@ -1,4 +1,4 @@
-"""`secateur inspect`: what a recipe's model, a run, a program, an artifact or an ONNX file is."""
+"""`secateur inspect`: what a recipe's model, a run, a program, a ranking, an artifact or an ONNX file is."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rich.table import Table
 from ..compress.cost.model import count
 from ..errors import UserError
 from ..export.ort_kernels import kernel_report
-from ..inputs import example_inputs, load_data, load_model
-from ..passes.capture import capture
+from ..inputs import capture_on, load_data, load_model
 from ..passes.program import Program
 from ..recipe_file import load_recipe
-from ..steps import PROGRAM, STEPS
+from ..steps import PROGRAM, STEPS, TABLE
 from .console import stdout_console
+from .ranking import describe_ranking, load_ranking, show_ranking
 
 
 def inspect(source: Path, *, as_json: bool) -> None:
-    """Prints the groups of a program, or the kernels of an artifact.
+    """Prints the groups of a program, the scores of a ranking, or the kernels of an artifact.
 
     Raises:
         UserError: Nothing that secateur knows is here.
@@ -29,6 +29,10 @@ def inspect(source: Path, *, as_json: bool) -> None:
     if onnx_file.suffix == ".onnx" and onnx_file.is_file():
         found = describe_onnx(onnx_file)
         print(json.dumps(found, indent=1)) if as_json else _show_onnx(found)
+        return
+    if source.name == TABLE or (source / TABLE).is_file():
+        found = describe_ranking(*load_ranking(source.parent if source.name == TABLE else source))
+        print(json.dumps(found, indent=1)) if as_json else show_ranking(stdout_console(), found)
         return
     found = describe_program(_program(source))
     print(json.dumps(found, indent=1)) if as_json else _show_program(found)
@@ -65,15 +69,14 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 def _program(source: Path) -> Program:
     if source.is_file():
         recipe = load_recipe(source)
-        args, kwargs = example_inputs(load_data(recipe.data).calibration)
-        return capture(load_model(recipe.model), args, example_kwargs=kwargs)
+        return capture_on(load_model(recipe.model), load_data(recipe.data).calibration)
     for folder in (source, source / PROGRAM, source / STEPS["capture"].folder / PROGRAM):
         if (folder / "graph.json").is_file():
             return Program.load(folder)
     raise UserError(
         "nothing here that secateur knows",
         where=str(source),
-        why="it is no recipe, run directory, program, artifact or ONNX file",
+        why="it is no recipe, run directory, program, ranking, artifact or ONNX file",
         hint="check the path",
     )
 
