@@ -89,26 +89,40 @@ def sample_axes(program: Program, nodes: Iterable[fx.Node]) -> dict[fx.Node, Sam
         For every node the axis, or why there is none.
     """
     watched = list(nodes)
-    args, kwargs = program.example_args, program.example_kwargs
     fixed = program.static_batch is not None
-    count = batch_size(args, kwargs) or 1 if fixed else _SAMPLES
+    count = batch_size(program.example_args, program.example_kwargs) or 1 if fixed else _SAMPLES
     if count == 1:
         return {node: SampleAxis(0) for node in watched}
+    # Where a network does not run on other integers, or floats, they stay: lengths, positions, masks that must fit.
+    for kinds in (("integer", "float"), ("float",)):
+        try:
+            return _experiment(program, watched, count, kinds)
+        except (RuntimeError, IndexError, ValueError):
+            continue
+    return _experiment(program, watched, count, ())
+
+
+def _experiment(
+    program: Program, watched: Sequence[fx.Node], count: int, kinds: Sequence[str]
+) -> dict[fx.Node, SampleAxis | Refused]:
+    """Runs the network on `count` samples, changing values of these kinds."""
+    args, kwargs = program.example_args, program.example_kwargs
+    fixed = program.static_batch is not None
     generator = torch.Generator().manual_seed(0)
-    first = _randomised(*(args, kwargs) if fixed else resize_batch(args, kwargs, count), generator)
-    second = _randomised(*first, generator)
+    first = _randomised(*(args, kwargs) if fixed else resize_batch(args, kwargs, count), generator, kinds)
+    second = _randomised(*first, generator, kinds)
     base = _values(program, watched, first)
     changed: list[dict[fx.Node, Tensor]] = []
     for sample in range(2):
         other = _values(program, watched, _with_sample(first, second, sample))
         changed.append({node: _differs(base[node], other[node]) for node in watched})
     fewer = None if fixed else _values(program, watched, resize_batch(*first, count - 1))
-    found: dict[fx.Node, SampleAxis | Refused] = {}
-    for node in watched:
-        shape = base[node].shape
-        smaller = None if fewer is None else fewer[node].shape
-        found[node] = _layout(node, shape, smaller, [c[node] for c in changed], count)
-    return found
+    return {
+        node: _layout(
+            node, base[node].shape, None if fewer is None else fewer[node].shape, [c[node] for c in changed], count
+        )
+        for node in watched
+    }
 
 
 def _layout(
@@ -182,13 +196,15 @@ def _values(
     program: Program, watched: Sequence[fx.Node], inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
 ) -> dict[fx.Node, Tensor]:
     watcher = _Watcher(program.graph_module, watched)
+    device = next((p.device for p in program.graph_module.parameters()), None)
+    inputs = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     with eval_mode(program.graph_module), torch.no_grad():
         watcher.run(*flatten_inputs(program.graph_module, *inputs), enable_io_processing=False)
     return watcher.values
 
 
 def _randomised(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], generator: torch.Generator
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], generator: torch.Generator, kinds: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Other values of the same kind: noise on floats, integers from the range they have; masks stay."""
     count = batch_size(args, kwargs)
@@ -196,12 +212,14 @@ def _randomised(
     def randomise(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != count or leaf.dtype == torch.bool:
             return leaf
+        if ("float" if leaf.is_floating_point() else "integer") not in kinds or leaf.is_complex():
+            return leaf
         if leaf.is_floating_point():
             finite = leaf[leaf.isfinite()].double()
             scale = float(finite.std()) if finite.numel() > 1 else 0.0
             noise = torch.randn(leaf.shape, generator=generator) * (scale or 1.0)
             return leaf + noise.to(leaf.device, leaf.dtype)
-        return leaf if leaf.is_complex() or leaf.numel() == 0 else _other_integers(leaf, generator)
+        return _other_integers(leaf, generator) if leaf.numel() else leaf
 
     return pytree.tree_map(randomise, (tuple(args), dict(kwargs)))
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import EnvironmentLacksError, UserError
 from ...passes.gates import Gated, insert_gates, refusal
+from ...passes.sample_axis import SampleAxis
 from ..data import out_of_memory
 from .batches import Batch, network_output, read_batches
 from .hvp import differentiable, split_scores
@@ -239,8 +240,7 @@ def _outputs_in_pieces(network: GateNetwork, batch: Batch, pieces: Sequence[slic
     sizes = [piece.stop - piece.start for piece in pieces]
     leaves = []
     for layout, *parts in zip(network.gated.outputs, *(run.leaves for run in runs), strict=True):
-        joinable = layout is not None and hasattr(layout, "join")
-        leaves.append(layout.join(parts, sizes) if joinable else parts[0])
+        leaves.append(layout.join(parts, sizes) if isinstance(layout, SampleAxis) else parts[0])
     return leaves, runs[0].spec
 
 
