@@ -27,7 +27,7 @@ def estimate(request: Request) -> Sensitivity:
         EnvironmentLacksError: Memory does not suffice for one sample.
     """
     terms = taylor_terms(request)
-    parts = (terms.slope, terms.curvature)
-    signed = sum(values * np.sign(terms.mean(values)) for values in parts)
+    first, second = (values * np.sign(terms.mean(values)) for values in (terms.slope, terms.curvature))
+    signed = first + second
     scores = terms.mean(signed), terms.error(signed)
     return Sensitivity("sosp", "loss", split_scores(*scores, request.groups), terms.facts)
