@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ..verdict import Verdict, quantity
 from .report_plots import interval_plot, sensitivity_panel, share_bar, shared_axis, width_plot
+from .report_scatter import Scatter, scatter_plot
 
 TEMPLATE = "report.html.j2"
 
@@ -85,6 +86,7 @@ class ReportData:
         verdict: What the gates said; None if the run stopped before them.
         metric: Name of the metric of the stages.
         score_unit: What unit scores are: `loss` (an estimated rise of the loss) or `score` (a rank only).
+        verification: Scores against units that were really removed; None if the ranking was not verified.
         facts: What was measured on what: label and value, in the order in which they are shown.
         notes: What must not stay silent: refusals, fallbacks, skipped layers.
         files: sha256 and bytes of the artifact's files, by name.
@@ -97,6 +99,7 @@ class ReportData:
     verdict: Verdict | None = None
     metric: str = "top1"
     score_unit: str = "loss"
+    verification: Scatter | None = None
     facts: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -137,6 +140,7 @@ def render_report(data: ReportData) -> str:
         latency_plot=_latency_plot(data),
         width_plot=width_plot([(g.name, g.total, g.kept, g.frozen) for g in data.groups]) if data.groups else "",
         panels=_panels(data.groups),
+        scatter=scatter_plot(data.verification) if data.verification else "",
         share_bar=share_bar,
     )
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from ..compress.plan import Plan
 from ..compress.sensitivity.table import Sensitivity
+from ..compress.sensitivity.verify import Verification
 from ..errors import UserError
 from ..recipe_file import read_yaml
 from ..run_directory import RunDirectory
-from ..steps import PLAN, STEPS, TABLE
+from ..steps import PLAN, STEPS
 from ..verdict import Verdict
+from .ranking import load_ranking, verdict_on
 from .report import GroupRow, ReportData, Stage
+from .report_scatter import Scatter
 from .summary import stages
 
 
@@ -40,7 +43,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
         )
     recipe = read_yaml(run.recipe_file, what="resolved recipe")
     verdict = _verdict(run)
-    table = Sensitivity.load(run.folder(STEPS["rank"].folder) / TABLE)
+    table, verification = load_ranking(run.folder(STEPS["rank"].folder))
     return ReportData(
         title=source.resolve().name,
         command=command or f"secateur compile {run.recipe_file} --out {source}",
@@ -49,6 +52,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
         verdict=verdict,
         metric=recipe["metric"],
         score_unit=table.unit,
+        verification=_scatter(verification) if verification else None,
         facts=list(_facts(manifest, facts, recipe)),
         notes=list(_notes(facts)),
         files=_files(run),
@@ -78,6 +82,17 @@ def _groups(run: RunDirectory, table: Sensitivity) -> Iterator[GroupRow]:
         )
 
 
+def _scatter(verification: Verification) -> Scatter:
+    return Scatter(
+        labels=[f"{group}, unit {unit}" for group, unit in zip(verification.groups, verification.units, strict=True)],
+        predicted=verification.predicted,
+        std_error=verification.std_error,
+        measured=verification.measured,
+        unit=verification.unit,
+        text=list(verdict_on(verification.document())),
+    )
+
+
 def _facts(
     manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
@@ -85,7 +100,10 @@ def _facts(
         yield key, " ".join(value) if isinstance(value, list) else str(value)
     yield "seed", str(recipe["seed"])
     rank = facts["rank"]
-    yield "ranking", ", ".join(f"{key} {value}" for key, value in rank.items() if key not in {"torch", "seed"})
+    yield (
+        "ranking",
+        ", ".join(f"{key} {value}" for key, value in rank.items() if key not in {"torch", "seed", "verification"}),
+    )
     yield "healing", facts["heal"]["chosen"]
     yield "quantisation", facts["quantize"]["chosen"]
     for name, record in manifest["steps"].items():
