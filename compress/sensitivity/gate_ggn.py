@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UserError
 from .gate_jacobian import GateNetwork, Moments, Pull, by_group, gate_network, visit_batches
 from .output_draws import drawn_root
-from .output_hessian import OutputLoss, Root
+from .output_hessian import EIGENVECTORS, KINDS, OutputLoss, Root
 from .request import Request
 from .shards import gather
 from .table import Sensitivity
@@ -86,9 +86,8 @@ class _Work:
         """Args as those of `estimate`."""
         self._network, self._draws = network, draws
         self._first_order, self._interactions = first_order, interactions
-        self._kinds: dict[str, None] = {}
-        # Of each batch: outputs of a sample, vectors, are they drawn, is the loss curved, negative samples.
-        self._seen = torch.zeros(len(network.batches), 5, dtype=torch.float64)
+        # Of each batch: outputs of a sample, vectors, is the loss curved, negative samples, kinds of vectors.
+        self._seen = torch.zeros(len(network.batches), 4 + len(KINDS), dtype=torch.float64)
 
     def prepare(self, out: OutputLoss, number: int) -> tuple[Tensor, Root]:
         """The gradient of the loss in the outputs, and the pairs of which the Hessian is the sum."""
@@ -97,8 +96,8 @@ class _Work:
         curved = out.curved(torch.Generator().manual_seed(seed))
         draws = self._draws if self._draws is not None else 0 if out.elements <= _EXACT else _DRAWS
         root = drawn_root(out, draws, seed) if draws else out.exact_root()
-        self._kinds[root.kind] = None
-        self._seen[number] = torch.tensor([out.elements, root.count, float(draws > 0), float(curved), root.negative])
+        kinds = [float(kind in root.kinds) for kind in KINDS]
+        self._seen[number] = torch.tensor([out.elements, root.count, curved, root.negative, *kinds])
         return out.slope(), root
 
     def run(self, pull: Pull, prepared: tuple[Tensor, Root], rows: slice) -> tuple[Tensor, ...]:
@@ -125,7 +124,9 @@ class _Work:
             UserError: The loss has no second derivative on any batch.
         """
         seen = gather(self._seen, self._network.device)
-        outputs, vectors, drawn, curved = (int(value) for value in seen[:, :4].amax(0))
+        outputs, vectors, curved = (int(value) for value in seen[:, :3].amax(0))
+        kinds = [kind for kind, count in zip(KINDS, seen[:, 4:].sum(0).tolist(), strict=True) if count]
+        drawn = kinds != [EIGENVECTORS]
         if not curved:
             raise UserError(
                 "the loss has no second derivative in the outputs of the network",
@@ -138,7 +139,7 @@ class _Work:
             "outputs": outputs,
             "draws": vectors if drawn else 0,
             "vectors": vectors,
-            "root": ", ".join(self._kinds),
-            "samples_with_negative_curvature": None if drawn else int(seen[:, 4].sum()),
+            "root": ", ".join(kinds),
+            "samples_with_negative_curvature": None if drawn else int(seen[:, 3].sum()),
             "first_order": self._first_order,
         }

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .output_hessian import OutputLoss, Pair, Root, signs
+from .output_hessian import DIAGONAL, LABELS, PAIRS, OutputLoss, Pair, Root, signs
 
 _TOLERANCE = 1e-3
 
@@ -65,7 +65,7 @@ def drawn_root(out: OutputLoss, draws: int, seed: int) -> Root:
             vector = signs((out.samples, out.elements), _generator(seed, number), out.outputs[0])
             return Pair(vector, out.product(vector), torch.full_like(vector[:, :1], 1 / draws))
 
-        return Root("pairs of random signs and their products", draws, pair)
+        return Root(frozenset({PAIRS}), draws, pair)
 
     def square(number: int) -> Pair:
         parts = [_draw(structure, draws, seed, number, leaf) for leaf, structure in enumerate(structures)]
@@ -73,8 +73,8 @@ def drawn_root(out: OutputLoss, draws: int, seed: int) -> Root:
         share = torch.full_like(left[:, :1], 1 / draws)
         return Pair(left, None if torch.equal(left, right) else right, share)
 
-    kinds = {"labels drawn from softmax" if isinstance(s, _Softmax) else "signs on a diagonal" for s in structures}
-    return Root(" and ".join(sorted(kinds)), draws, square)
+    kinds = frozenset(LABELS if isinstance(s, _Softmax) else DIAGONAL for s in structures)
+    return Root(kinds, draws, square)
 
 
 def _draw(structure: _Structure, draws: int, seed: int, number: int, leaf: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,13 @@ from .hvp import second_derivatives
 
 _ROUNDING = 1e-3
 
+EIGENVECTORS = "eigenvectors"
+LABELS = "labels drawn from softmax"
+DIAGONAL = "signs on a diagonal"
+PAIRS = "pairs of random signs and their products"
+KINDS = (EIGENVECTORS, LABELS, DIAGONAL, PAIRS)
+"""How the vectors of a root are found."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -43,13 +50,13 @@ class Root:
     """A sum of pairs that is the Hessian of every sample, exactly or in expectation.
 
     Attributes:
-        kind: How the vectors were found.
+        kinds: How the vectors were found, of `KINDS`.
         count: Number of pairs.
         pair: Makes one of them, always the same for the same number.
         negative: Samples with negative curvature, as far as known.
     """
 
-    kind: str
+    kinds: frozenset[str]
     count: int
     pair: Callable[[int], Pair]
     negative: int = 0
@@ -135,7 +142,7 @@ class OutputLoss:
         rank = int((values.abs() > negligible).any(0).sum())
         scaled = (vectors * values.abs().sqrt()[:, None]).to(self.outputs[0].dtype)
         pairs = [Pair(scaled[:, :, r], None, values[:, r : r + 1].sign().to(scaled.dtype)) for r in range(rank)]
-        return Root("eigenvectors", rank, pairs.__getitem__, int((values < -negligible).any(1).sum()))
+        return Root(frozenset({EIGENVECTORS}), rank, pairs.__getitem__, int((values < -negligible).any(1).sum()))
 
 
 def output_loss(

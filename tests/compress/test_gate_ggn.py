@@ -231,7 +231,7 @@ DRAWN: dict[str, tuple[nn.Module, tuple[int, ...], Callable, Callable, str]] = {
     "labels": (Net(), (2, 5, 5), *IMAGE_LOSSES["smoothed and weighted"], "labels drawn from softmax"),
     "tokens": (Tokens(), (5, 4), masked, token_labels, "labels drawn from softmax"),
     "signs": (Net(), (2, 5, 5), F.mse_loss, reals, "signs on a diagonal"),
-    "both": (Two(), (4,), two_losses, two_targets, "labels drawn from softmax and signs on a diagonal"),
+    "both": (Two(), (4,), two_losses, two_targets, "labels drawn from softmax, signs on a diagonal"),
     "pairs": (Net(), (2, 5, 5), *IMAGE_LOSSES["temperature"], "pairs of random signs and their products"),
     "indefinite": (Net(), (2, 5, 5), focal, labels, "pairs of random signs and their products"),
 }
