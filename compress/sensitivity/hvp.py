@@ -173,8 +173,9 @@ def product(
 
 def split_scores(mean: np.ndarray, error: np.ndarray, groups: Sequence[Group]) -> Mapping[str, Scores]:
     """Estimates and standard errors [units] of all units, by group."""
-    ends = np.cumsum([group.width for group in groups])[:-1]
-    return {g.name: Scores(m, e) for g, m, e in zip(groups, np.split(mean, ends), np.split(error, ends), strict=True)}
+    starts = np.cumsum([0, *(group.width for group in groups)])
+    spans = [slice(start, start + group.width) for start, group in zip(starts, groups, strict=False)]
+    return {g.name: Scores(mean[span], error[span]) for g, span in zip(groups, spans, strict=True)}
 
 
 def attention_fact(request: Request) -> dict[str, str]:

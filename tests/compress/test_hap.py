@@ -131,13 +131,12 @@ def close(found, exact, sigmas=4.5):
 def test_variance_reduction_leaves_the_mean_right_and_cuts_the_error(small, options):
     x, y = data()
     exact = np.concatenate(list(exact_scores(small, x, y).values()))
-    plain = table(small, x, y, size=5, probes=200)
-    reduced = table(small, x, y, size=5, probes=200, **options)
-    assert close(plain, exact) and close(reduced, exact)
+    plain, reduced = table(small, x, y, probes=100), table(small, x, y, probes=100, **options)
+    assert (np.abs(flat(plain) - exact) <= 4.5 * flat(plain, "std_error")).all() and close(reduced, exact)
     ratio = flat(reduced, "std_error") / flat(plain, "std_error")
     assert np.median(ratio) < 0.8
     name, value = next(iter(options.items()))
-    assert reduced.facts[name] == value and reduced.facts["probes"] == 200
+    assert reduced.facts[name] == value and reduced.facts["probes"] == 100
 
 
 def test_taking_out_all_dimensions_leaves_nothing_to_chance():
@@ -177,7 +176,7 @@ def test_the_maximum_over_tied_layers(small):
     """HAP keeps a channel of a residual stream as long as one of its producers does: the maximum of their terms."""
     x, y = data()
     exact = np.array([max(terms) for terms in exact_terms(small, x, y)])
-    assert close(table(small, x, y, probes=600, tied="max"), exact)
+    assert close(table(small, x, y, probes=200, deflate=10, tied="max"), exact)
     assert not np.allclose(exact, [sum(terms) for terms in exact_terms(small, x, y)])
 
 
@@ -189,7 +188,7 @@ def test_absolute_values_are_of_every_layer_before_the_sum():
             break
     else:
         pytest.fail("no data set with terms of both signs found")
-    found = table(program, x, y, probes=800, deflate=10, absolute=True)
+    found = table(program, x, y, probes=200, deflate=20, absolute=True)
     assert close(found, np.array([np.abs(t).sum() for t in terms]))
     assert (flat(found) >= 0).all()
 

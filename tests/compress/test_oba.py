@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from dense_hessian import Dense, batches, data, flat, small_program
 from torch import nn
+from torch.func import functional_call
 
 from secateur.compress.sensitivity.rank import rank
 from secateur.passes.capture import capture
+
+METHODS = {"oba": {}, "hap": {"deflate": 20}}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,74 @@ def test_fused_weights(method, exact):
     x, y = data(shape=(4,))
     found = rank(program, batches(x, y, 12), F.cross_entropy, method=method)
     np.testing.assert_allclose(flat(found), exact(Dense(program, x, y)), rtol=1e-9, atol=1e-14)
+
+
+def shared():
+    """One layer used twice: its units are read where they are made."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.again, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = torch.tanh(self.again(torch.tanh(self.into(x))))
+            return self.head(torch.tanh(self.again(x)))
+
+    torch.manual_seed(0)
+    return capture(Twice().double().eval(), torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_shared_weights():
+    program, (x, y) = shared(), data(shape=(4,))
+    dense = Dense(program, x, y)
+    assert "again.weight" in dense.shapes
+    for method, exact in (("oba", oba), ("sosp", sosp)):
+        found = rank(program, batches(x, y, 12), F.cross_entropy, method=method)
+        np.testing.assert_allclose(flat(found), exact(dense), rtol=1e-9, atol=1e-14)
+
+
+def test_several_inputs_and_weights_in_the_target():
+    """Inputs by name, of which one is a mask, and a target of labels and sample weights."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x, mask):
+            return self.two(torch.tanh(self.one(x * mask)))
+
+    def weighted(output, target):
+        labels, weights = target
+        return (F.cross_entropy(output, labels, reduction="none") * weights).mean()
+
+    torch.manual_seed(0)
+    x, y = data(shape=(4,))
+    mask, weights = (torch.rand(12, 4) > 0.3).double(), torch.rand(12, dtype=torch.float64)
+    program = capture(Masked().double().eval(), (), example_kwargs={"x": x[:2], "mask": mask[:2]})
+    loader = [({"x": x[i : i + 4], "mask": mask[i : i + 4]}, (y[i : i + 4], weights[i : i + 4])) for i in (0, 4, 8)]
+    found = {m: rank(program, loader, weighted, method=m, probes=2, **o) for m, o in METHODS.items()}
+
+    module, first = program.graph_module, program.graph_module.get_parameter("one.weight")
+
+    def loss(w):
+        return weighted(functional_call(module, {"one.weight": w}, (), {"x": x, "mask": mask}), (y, weights))
+
+    hessian = torch.autograd.functional.hessian(loss, first.detach()).reshape(20, 20)
+    w = first.detach().flatten()
+    np.testing.assert_allclose(flat(found["oba"]), (w * (hessian @ w)).reshape(5, 4).sum(1).numpy() / 2, rtol=1e-9)
+    traces = hessian.diagonal().reshape(5, 4).mean(1) * w.reshape(5, 4).square().sum(1) / 2
+    np.testing.assert_allclose(flat(found["hap"]), traces.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "oba"}, {"method": "hap", "deflate": 2}, {"method": "ehap", "stop": 0.9}]
+)
+def test_a_network_with_nothing_to_remove_has_no_scores(options):
+    x, y = data(dtype=torch.float32, shape=(4,))
+    program = capture(nn.Sequential(nn.Linear(4, 3)).eval(), x[:2])
+    assert rank(program, batches(x, y, 12), F.cross_entropy, probes=9, **options).groups == {}
 
 
 def test_all_shares_of_oba_make_up_the_second_order_term_of_removing_everything(small):
