@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ...passes.labels.selection import Keep, check_keep, kept_positions
 from ...passes.program import Program
@@ -21,6 +22,9 @@ from .device import device_of
 
 _EQUATIONS_PER_WEIGHT = 64
 """Places (pixels of all images) drawn for every input of a layer: more change little but the time."""
+
+_VALUE_BYTES = 1 << 30
+"""A value of all samples, of which several are held at a time, takes at most this."""
 
 _PATCH_ELEMENTS = 1 << 24
 """Patches of so many numbers are unfolded at a time."""
@@ -53,7 +57,7 @@ def reconstruct(
         smaller: `apply(dense, keep)`; not changed.
         keep: Kept units by group name.
         loader: Batches; only the inputs are used.
-        samples: How many samples are read.
+        samples: How many samples are read at most; fewer where one value of all of them would take more than 1 GiB.
         ridge: λ over the mean diagonal of Σ x xᵀ.
         seed: Of the positions that are drawn where an image has more than are needed.
         progress: Told `progress(done, total)` after every layer.
@@ -63,7 +67,7 @@ def reconstruct(
     """
     refitted = smaller.clone(step="reconstruct")
     rows = _kept_outputs(dense, keep)
-    batches = read_batches(loader, samples, dense, device_of(dense.module()))
+    batches = read_batches(loader, min(samples, _affordable(dense)), dense, device_of(dense.module()))
     generator = torch.Generator().manual_seed(seed)
     with eval_mode(dense.module()), eval_mode(refitted.module()), torch.no_grad():
         wanted, found = _Lockstep(dense, batches), _Lockstep(refitted, batches)
@@ -81,6 +85,15 @@ def reconstruct(
             if progress:
                 progress(done, len(layers))
     return refitted
+
+
+def _affordable(program: Program) -> int:
+    """Samples whose largest value still fits."""
+    leaves = pytree.tree_leaves((program.example_args, dict(program.example_kwargs)))
+    examples = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
+    values = (leaf for node in program.graph.nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
+    sizes = [value.numel() * value.element_size() for value in values if isinstance(value, Tensor)]
+    return max(1, _VALUE_BYTES * examples // max(sizes, default=1))
 
 
 def _refittable(program: Program, node: fx.Node) -> bool:

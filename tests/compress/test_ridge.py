@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,18 @@ def test_a_residual_network_comes_closer_and_nothing_else_changes() -> None:
         assert torch.equal(after[name], twice[name])
         if name.startswith(("norm", "depth")):
             assert torch.equal(after[name], tensor)
+
+
+def test_large_values_take_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.compress.heal.ridge._VALUE_BYTES", 16 * 8 * 8)
+    program, _, loader = _program(nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 6)), 7)
+
+    def one_batch() -> Iterator[tuple[Tensor, Tensor]]:
+        yield loader[0]
+        pytest.fail("more than 16 samples are read")
+
+    smaller = apply(program, {"0": range(4)})
+    reconstruct(program, smaller, {"0": range(4)}, one_batch())
 
 
 def test_pixels_are_drawn_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
