@@ -28,7 +28,6 @@ from ranking.truth import Truth, measure
 from secateur.compress.heal.evaluate import evaluate, top1
 
 PARTS = ("truth", "rank", "cut", "report")
-REMOVED = (0.3, 0.5, 0.7)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,19 +38,23 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.out / setup.name
     folder.mkdir(parents=True, exist_ok=True)
     cases = all_cases(128 if options.quick else options.samples, options.quick)
-    chosen = [case for case in cases if options.only in case.label and (options.long or not case.long)]
+
+    def wanted(label: str) -> bool:
+        return any(part in label for part in options.only)
+
     if "truth" in options.part:
         images, labels = setups.truth_samples(setup, options.removal_samples)
         measure(setup.program, images, labels, folder / "truth.npz", subset=options.units, progress=_say)
     if "rank" in options.part:
+        chosen = [case for case in cases if wanted(case.label) and (options.long or not case.long)]
         rank_all(setup, chosen, folder / "scores", _say)
     truth, about = Truth.load(folder / "truth.npz") if (folder / "truth.npz").exists() else (None, {})
     rankings = stored(folder / "scores", cases)
     if truth is not None and truth.complete.all():
         rankings.append(oracle(setup, truth, "train"))
     if "cut" in options.part:
-        wanted = [r for r in rankings if options.only in r.label]
-        cut_all(setup, wanted, REMOVED, options.test_images, folder / "cuts.jsonl", _say)
+        chosen = [ranking for ranking in rankings if wanted(ranking.label)]
+        cut_all(setup, chosen, options.removed, options.test_images, folder / "cuts.jsonl", _say)
     if "report" in options.part:
         dense = evaluate(setup.program, setup.data.test, top1).metric
         lines = [f"## {setup.name}", ""]
@@ -71,8 +74,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=512, help="read by every estimator")
     parser.add_argument("--removal-samples", type=int, default=1024, help="that removals are measured on")
     parser.add_argument("--units", type=int, help="remove only so many units, drawn at random; all if not given")
+    parser.add_argument("--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the MACs to remove")
     parser.add_argument("--test-images", type=int, default=10_000, help="for accuracy after the cut")
-    parser.add_argument("--only", default="", help="only rankings whose label contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="only rankings whose label contains one of these")
     parser.add_argument("--long", action="store_true", help="also what takes long: 300 probes, layer-wise probes")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it runs; not for conclusions")
     options = parser.parse_args(arguments)

@@ -62,13 +62,17 @@ def ceiling(truth: Truth, variant: str, part: str) -> float:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Zero where one of them is constant."""
+    """Zero where one of them is constant; NaN where there is too little."""
+    if len(a) < LEAST:
+        return float("nan")
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(spearmanr(a, b).statistic)
 
 
 def _found(scores: np.ndarray, rise: np.ndarray, share: float) -> float:
-    count = max(1, round(share * len(rise)))
+    count = round(share * len(rise))
+    if count == 0:
+        return float("nan")
     lowest = [set(np.argsort(values, kind="stable")[:count].tolist()) for values in (scores, rise)]
     return len(lowest[0] & lowest[1]) / count

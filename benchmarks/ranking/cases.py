@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import secateur as sc
+from secateur.api import rank
 from secateur.compress.sensitivity.rank import METHODS
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import UserError
@@ -56,6 +56,9 @@ def all_cases(samples: int, quick: bool) -> list[Case]:
     for data, suffix in (("calibration", ""), ("train", ", augmented")):
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("taylor", "oba", "sosp", "obd")]
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("gate-fisher", "gate-ggn", "ggn")]
+        slope = {**few, "first_order": True}
+        cases.append(Case(f"gate-ggn with the gradient{suffix}", "gate-ggn", slope, data=data))
+        cases.append(Case(f"gate-ggn, 1 draw{suffix}", "gate-ggn", {**few, "draws": 1}, seeds, data))
     for probes in (2, 3, 30):
         label = f"hap, {probes} probes"
         cases.append(Case(label, "hap", {**few, "probes": probes}, seeds))
@@ -159,7 +162,7 @@ def _run(setup: Setup, case: Case, seed: int) -> Sensitivity:
         score = {"taylor": torch_pruning_scores.taylor, "hessian": torch_pruning_scores.hessian}
         return score[case.method.split()[1]](setup.program, images, labels, **options)
     method = next((name for name in (case.method, case.method.replace("_", "-")) if name in METHODS), case.method)
-    return sc.rank(setup.program, loader, LOSS, method=method, seed=seed, **case.options)
+    return rank(setup.program, loader, LOSS, method=method, seed=seed, **case.options)
 
 
 def _slug(label: str) -> str:

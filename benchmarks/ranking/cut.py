@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import secateur as sc
+from secateur.api import apply, plan
+from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
 from secateur.compress.heal.bn import reestimate_batch_norm
 from secateur.compress.heal.evaluate import evaluate, top1
@@ -89,9 +90,9 @@ def cut_all(
                 if cut.key in known:
                     continue
                 ignore = setup.recipe.plan.ignore if streams == "kept" else []
-                budget = sc.Budget(macs=f"{100 * (1 - removed):g}%")
+                budget = Budget(macs=f"{100 * (1 - removed):g}%")
                 try:
-                    plan = sc.plan(
+                    found = plan(
                         setup.program,
                         ranking.table,
                         target=setup.recipe.target,
@@ -102,7 +103,7 @@ def cut_all(
                 except BudgetError:
                     _append(path, cut)
                     continue
-                smaller = sc.apply(setup.program, plan)
+                smaller = apply(setup.program, found)
                 fresh = reestimate_batch_norm(smaller, statistics, samples=STATISTICS)
                 cost = count(smaller)
                 raw, after = (evaluate(p, test, top1).metric for p in (smaller, fresh))

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import secateur as sc
+from secateur.api import capture
 from secateur.compress.heal.evaluate import cross_entropy
 from secateur.inputs import Data, example_inputs, load_data, load_model
+from secateur.passes.program import Program
 from secateur.recipe import Recipe
+from secateur.recipe_file import load_recipe
 
 from .truth import FOLDS
 
@@ -34,16 +36,16 @@ class Setup:
     name: str
     recipe: Recipe
     model: nn.Module
-    program: sc.Program
+    program: Program
     data: Data
 
 
 def read(path: Path) -> Setup:
     """Loads what a recipe names."""
-    recipe = sc.load_recipe(path)
+    recipe = load_recipe(path)
     data = load_data(recipe.data)
     args, kwargs = example_inputs(data.calibration)
-    program = sc.capture(load_model(recipe.model), args, example_kwargs=kwargs)
+    program = capture(load_model(recipe.model), args, example_kwargs=kwargs)
     return Setup(path.stem, recipe, load_model(recipe.model).eval(), program.eval(), data)
 
 

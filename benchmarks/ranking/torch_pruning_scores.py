@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-import secateur as sc
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.passes.labels.groups import Group, Member, Role
+from secateur.passes.program import Program
 
 from .setup import LOSS
 from .truth import prunable
@@ -47,7 +47,7 @@ def available() -> bool:
     return True
 
 
-def taylor(program: sc.Program, images: Tensor, labels: Tensor, *, normalizer: str | None = "mean") -> Sensitivity:
+def taylor(program: Program, images: Tensor, labels: Tensor, *, normalizer: str | None = "mean") -> Sensitivity:
     """GroupTaylorImportance from the gradient of the mean loss.
 
     Args:
@@ -65,7 +65,7 @@ def taylor(program: sc.Program, images: Tensor, labels: Tensor, *, normalizer: s
 
 
 def hessian(
-    program: sc.Program, images: Tensor, labels: Tensor, *, mended: bool, normalizer: str | None = "mean"
+    program: Program, images: Tensor, labels: Tensor, *, mended: bool, normalizer: str | None = "mean"
 ) -> Sensitivity:
     """GroupHessianImportance from the gradients of the samples, one by one as its documentation shows.
 
@@ -98,7 +98,7 @@ def hessian(
     return _table("torch-pruning hessian", program, module, scorer)
 
 
-def _table(name: str, program: sc.Program, module: nn.Module, importance: Any) -> Sensitivity:
+def _table(name: str, program: Program, module: nn.Module, importance: Any) -> Sensitivity:
     groups = {}
     for group in prunable(program):
         values = importance(_items(module, group)).detach().double().numpy()
