@@ -180,15 +180,15 @@ def test_the_maximum_over_tied_layers(small):
     assert not np.allclose(exact, [sum(terms) for terms in exact_terms(small, x, y)])
 
 
-def test_absolute_values_are_of_every_layer_before_the_sum():
+def test_absolute_values_are_of_every_layer_before_the_sum(small):
     for seed in range(50):
-        program, (x, y) = small_program(), data(seed=seed)
-        terms = exact_terms(program, x, y)
+        x, y = data(seed=seed)
+        terms = exact_terms(small, x, y)
         if any(min(t) < 0 < max(t) and min(np.abs(t)) > 0.1 * max(np.abs(t)) for t in terms):
             break
     else:
         pytest.fail("no data set with terms of both signs found")
-    found = table(program, x, y, probes=200, deflate=20, absolute=True)
+    found = table(small, x, y, probes=200, deflate=20, absolute=True)
     assert close(found, np.array([np.abs(t).sum() for t in terms]))
     assert (flat(found) >= 0).all()
 

@@ -35,6 +35,22 @@ def fused():
     return capture(Heads().double().eval(), torch.randn(2, 4, dtype=torch.float64))
 
 
+def partly_frozen():
+    """One tensor makes units that can be removed, and outputs of the network, which cannot."""
+
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.head = nn.Linear(4, 8), nn.Linear(5, 3)
+
+        def forward(self, x):
+            hidden, direct = self.both(x).split([5, 3], 1)
+            return self.head(torch.tanh(hidden)) + direct
+
+    torch.manual_seed(0)
+    return capture(Direct().double().eval(), torch.randn(2, 4, dtype=torch.float64))
+
+
 def removable(dense):
     """All weights that belong to a unit."""
     covered = sum(sum(dense.slices(g, u)) for g in dense.groups for u in g.units)
@@ -60,9 +76,10 @@ def test_it_is_what_the_dense_hessian_says(small, method, exact):
     assert (flat(found, "std_error") == 0).all() and found.method == method and found.unit == "loss"
 
 
+@pytest.mark.parametrize("build", [fused, partly_frozen])
 @pytest.mark.parametrize(("method", "exact"), [("oba", oba), ("sosp", sosp)])
-def test_fused_weights(method, exact):
-    program = fused()
+def test_tensors_that_several_groups_share(method, exact, build):
+    program = build()
     x, y = data(shape=(4,))
     found = rank(program, batches(x, y, 12), F.cross_entropy, method=method)
     np.testing.assert_allclose(flat(found), exact(Dense(program, x, y)), rtol=1e-9, atol=1e-14)
@@ -186,3 +203,13 @@ def test_the_standard_error_of_sosp_follows_its_signs(small):
     ]
     np.testing.assert_allclose(flat(found), np.mean(signed, 0), rtol=1e-9)
     np.testing.assert_allclose(flat(found, "std_error"), np.std(signed, 0, ddof=1) / np.sqrt(2), rtol=1e-8)
+
+
+def test_weights_that_no_unit_owns_are_no_part_of_the_product():
+    x, y = data(shape=(4,))
+    program = partly_frozen()
+    dense = Dense(program, x, y)
+    kept = removable(dense)
+    assert 0 < int((kept == 0).sum()) < len(kept), "the network has no frozen rows"
+    whole = dense.per_unit(lambda slices: sum(slices) @ (dense.weights * (dense.hessian @ dense.weights)) / 2)
+    assert not np.allclose(whole, flat(rank(program, batches(x, y, 12), F.cross_entropy, method="oba")))
