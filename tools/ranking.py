@@ -73,6 +73,9 @@ def verdict_on(found: dict[str, Any]) -> Iterator[str]:
         yield f"Spearman {found['spearman']:.2f} (95 % interval {low:.2f} to {high:.2f}, {len(found['units'])} units)"
     if found["ratio"] is not None:
         yield f"predicted / measured: {found['ratio']:.2g} (median where the loss rose)"
+    fell = sum(measured < 0 for measured in found["measured"])
+    if fell:
+        yield f"the loss fell without {fell} of the {len(found['units'])} units"
     yield f"loss {found['mean_loss']:.4g} on {found['facts']['samples']} samples; batch-norm statistics {norm}"
 
 
