@@ -48,6 +48,25 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     return (inputs,), {}, target
 
 
+def run_batch(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The network's output for the inputs of a batch.
+
+    Raises:
+        UserError: It does not run on them.
+    """
+    try:
+        return call(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(
+            "the network does not run on a batch of the loader",
+            where="data factory",
+            why=first_line(error),
+            hint=f"every loader must yield inputs like those of capture; these are {shapes_of((*args, dict(kwargs)))}",
+        ) from error
+
+
 def scalar_loss(loss: LossFn, output: Any, target: Any) -> Tensor:
     """The loss of a batch as a scalar tensor, shape [].
 
@@ -56,7 +75,9 @@ def scalar_loss(loss: LossFn, output: Any, target: Any) -> Tensor:
     """
     try:
         value = loss(output, target)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         if out_of_memory(error):
             raise
         raise _loss_error(output, target, error) from error

@@ -82,7 +82,12 @@ def _read(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError("the checkpoint cannot be read", where=str(path), why=str(error).splitlines()[0]) from None
+        raise UserError(
+            "the checkpoint cannot be read",
+            where=str(path),
+            why="it is damaged, or holds more than tensors",
+            hint="convert it with safetensors.torch.save_file(state_dict, …) where you trust it",
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

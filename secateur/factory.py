@@ -107,10 +107,10 @@ def call_factory(
         return function(**(args or {}))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{factory} failed: {type(error).__name__}: {error}",
-            where=_innermost_line(error) or where,
+            where=innermost_line(error) or where,
             why=f"called with {_call_text(args or {})}",
             hint=f"check the arguments under {where.partition('.')[0]}.args",
         ) from error
@@ -143,7 +143,7 @@ def _import_module(name: str, base_dir: Path, where: str) -> ModuleType:
                 hint="install it, or name the file: path/to/file.py:function",
             ) from None
         raise _import_failed(name, error, where) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(name, error, where) from error
 
 
@@ -164,26 +164,33 @@ def _import_file(path: Path, where: str) -> ModuleType:
     try:
         with _importable_from(path.parent):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _import_failed(str(path), error, where) from error
     return module
 
 
-def _import_failed(name: str, error: Exception, where: str) -> UserError:
+def _import_failed(name: str, error: BaseException, where: str) -> UserError:
     if isinstance(error, UserError):
         return error
     return UserError(
-        f"{name} cannot be imported: {type(error).__name__}: {error}", where=_innermost_line(error) or where
+        f"{name} cannot be imported: {type(error).__name__}: {error}", where=innermost_line(error) or where
     )
 
 
-def _innermost_line(error: BaseException) -> str:
-    """File and line of the innermost frame of an exception."""
+def innermost_line(error: BaseException) -> str:
+    """File and line of the innermost frame of an exception; of the text, if it is a syntax error.
+
+    Nothing if that frame is this file: then the call itself was wrong, and no line of the user's.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    if trace is None or trace.tb_frame.f_code.co_filename == __file__:
+        return ""
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
 def _call_text(args: Mapping[str, Any]) -> str:

@@ -14,8 +14,12 @@ from torch.utils import _pytree
 from .checkpoint import load_checkpoint
 from .compress.data import Loader, LossFn, MetricFn, split_batch
 from .compress.heal.evaluate import cross_entropy, top1
-from .errors import UserError
+from .compress.heal.randomness import seeded
+from .errors import UnsupportedError, UserError
 from .factory import DataSpec, call_factory, load_factory
+from .loaders import CheckedLoader
+from .passes.capture import capture
+from .passes.program import Program
 from .recipe import ModelSpec
 
 LOSSES: Mapping[str, LossFn] = {"cross_entropy": cross_entropy}
@@ -42,10 +46,13 @@ class Data:
 def load_model(spec: ModelSpec) -> nn.Module:
     """Builds the model and loads its checkpoint.
 
+    The factory finds the global random numbers in the same state every time it is called.
+
     Raises:
         UserError: The factory fails or returns something else, or the checkpoint does not fit.
     """
-    model = call_factory(spec.factory, spec.args, where="model.factory")
+    with seeded(0, 0):
+        model = call_factory(spec.factory, spec.args, where="model.factory")
     if not isinstance(model, nn.Module):
         raise UserError(
             f"the model factory returned {type(model).__name__}, not an nn.Module",
@@ -59,10 +66,14 @@ def load_model(spec: ModelSpec) -> nn.Module:
 def load_data(spec: DataSpec) -> Data:
     """Calls the data factory.
 
+    A run is continued, and its artifact is checked, in other processes: a random split must be the same in all of
+    them, or test data would be trained on. So the factory finds the global random numbers in the same state every time.
+
     Raises:
         UserError: It fails, or a loader is missing or empty.
     """
-    made = call_factory(spec.factory, spec.args, where="data.factory")
+    with seeded(0, 0):
+        made = call_factory(spec.factory, spec.args, where="data.factory")
     get = made.get if isinstance(made, Mapping) else lambda name: getattr(made, name, None)
     found: dict[str, Any] = {name: get(name) for name in ("train", "calibration", "validation", "test")}
     for name in ("train", "test"):
@@ -74,7 +85,7 @@ def load_data(spec: DataSpec) -> Data:
             )
     if found["calibration"] is None:
         found["calibration"] = found["train"]
-    return Data(**found)
+    return Data(**{name: loader if loader is None else CheckedLoader(loader, name) for name, loader in found.items()})
 
 
 def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:
@@ -82,8 +93,25 @@ def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:
     return known[name] if name in known else load_factory(name, where=key, known=tuple(known))
 
 
-def example_inputs(loader: Loader, samples: int = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The first samples of the first batch, as arguments of the model.
+def capture_on(model: nn.Module, loader: Loader) -> Program:
+    """Captures the model on the first samples of a loader, or on its whole first batch if it runs on no other size.
+
+    Raises:
+        UserError: The loader is empty, or the model does not run on its batches.
+        UnsupportedError: The model cannot be captured.
+    """
+    args, kwargs = example_inputs(loader)
+    try:
+        return capture(model, args, example_kwargs=kwargs)
+    except UnsupportedError:
+        raise
+    except UserError:
+        args, kwargs = example_inputs(loader, samples=None)
+        return capture(model, args, example_kwargs=kwargs)
+
+
+def example_inputs(loader: Loader, samples: int | None = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first samples of the first batch (all if None), as arguments of the model.
 
     Raises:
         UserError: The loader is empty.

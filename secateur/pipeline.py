@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .compress.heal.randomness import seeded
+from .disk import disk_errors
 from .environment import environment
 from .errors import UserError
 from .progress import Reporter, Silent
@@ -75,7 +77,7 @@ def compile(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     run = RunDirectory(out)
-    with run.locked():
+    with run.locked(), disk_errors(run.path):
         if force:
             run.clear()
         _adopt(run, recipe, resume=resume)
@@ -101,7 +103,7 @@ def resume(
     """
     run = RunDirectory.existing(directory)
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
-    with run.locked():
+    with run.locked(), disk_errors(run.path):
         return _run_steps(run, recipe, until, reporter or Silent(), again=again, debug=debug)
 
 
@@ -118,14 +120,14 @@ def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
                 why=f"different: {', '.join(changed)}",
                 hint="--resume runs again what the change concerns, --force starts over, --out takes another directory",
             )
-    write_yaml(resolved, run.recipe_file)
+    # The manifest goes first: a directory that has one is known to be a run, whatever else a kill leaves out of it.
     run.write_manifest({**run.manifest(), "environment": environment(), "seed": recipe.seed})
+    write_yaml(resolved, run.recipe_file)
 
 
 def _run_steps(
     run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False, debug: bool = False
 ) -> CompileResult:
-    torch.manual_seed(recipe.seed)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     context = Context(recipe, run, reporter, debug=debug)
@@ -160,7 +162,8 @@ def _run_step(step: Step, context: Context, *, again: bool) -> None:
         )
     reporter.step(step.name, "started")
     started = time.monotonic()
-    with run.writing(step.folder, key) as scratch:
+    # What a step draws (a loader that shuffles, say) must not depend on whether the steps before it ran or were kept.
+    with seeded(context.recipe.seed, step.number), run.writing(step.folder, key) as scratch:
         facts = step.run(context, scratch)
         record = run.finish(step.folder, key, facts, started)
     reporter.step(step.name, "finished", f"{record.seconds:.1f} s")

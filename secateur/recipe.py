@@ -119,7 +119,7 @@ class Recipe(Section):
     heal: HealSettings = HealSettings()
     quantize: QuantizeSpec = QuantizeSpec()
     gates: Gates = Gates()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
 
     @field_validator("target")
@@ -138,7 +138,10 @@ class Recipe(Section):
         budget = raw.get("budget")
         if not isinstance(budget, dict):
             return raw
-        gates = dict(raw.get("gates") or {})
+        gates = raw.get("gates") or {}
+        if not isinstance(gates, dict) or any(gate and not isinstance(gate, dict) for gate in gates.values()):
+            return raw  # the types of the sections themselves are checked after this
+        gates = dict(gates)
         promises = (("latency", "latency", "max"), ("size", "size", "max"), ("accuracy_drop", "accuracy", "max_drop"))
         for limit, gate, key in promises:
             if budget.get(limit) is not None:

@@ -132,7 +132,7 @@ class RunDirectory:
     def write_manifest(self, data: Mapping[str, Any]) -> None:
         """Replaces the manifest in one move."""
         beside = self._manifest.with_suffix(".json.tmp")
-        beside.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         beside.replace(self._manifest)
 
     def folder(self, step: str) -> Path:

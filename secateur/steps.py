@@ -24,7 +24,6 @@ from .export.export import export
 from .export.hashing import hash_file
 from .export.targets import TARGETS, Target
 from .factory import source_file
-from .passes.capture import capture
 from .passes.program import Program
 from .passes.prune import apply
 from .passes.verify import verify
@@ -117,8 +116,7 @@ class Step:
 
 
 def _capture(context: Context, folder: Path) -> dict[str, Any]:
-    args, kwargs = inputs.example_inputs(context.data.calibration)
-    program = capture(inputs.load_model(context.recipe.model), args, example_kwargs=kwargs).eval()
+    program = inputs.capture_on(inputs.load_model(context.recipe.model), context.data.calibration).eval()
     context.keep(program, folder)
     frozen = {g.name: str(g.frozen) for g in program.groups if g.frozen}
     if program.static_batch:
@@ -137,6 +135,10 @@ def _capture(context: Context, folder: Path) -> dict[str, Any]:
 def _rank(context: Context, folder: Path) -> dict[str, Any]:
     spec = context.recipe.rank
     program = context.program("capture")
+    if all(group.frozen for group in program.groups):
+        context.reporter.note("nothing in this network can be removed, so there is nothing to rank")
+        Sensitivity(spec.method, "loss", {}, {"seed": context.recipe.seed}).save(folder / TABLE)
+        return {"method": spec.method, "unit": "loss"}
     table = rank(
         program,
         context.data.calibration,

@@ -35,6 +35,54 @@ def nan_weights():
     return net
 
 
+def read_once():
+    return {**tiny_recipe.loaders(), "train": iter(tiny_recipe.batches(64, 1))}
+
+
+def no_loader():
+    return {**tiny_recipe.loaders(), "test": 5}
+
+
+class Breaks:
+    """Gives one batch and then fails."""
+
+    def __iter__(self):
+        yield from tiny_recipe.batches(32, 1)
+        raise OSError(5, "the disk is bad")
+
+
+def breaks_midway():
+    return {**tiny_recipe.loaders(), "test": Breaks()}
+
+
+def other_channels():
+    return {**tiny_recipe.loaders(), "test": [(x[:, :2], y) for x, y in tiny_recipe.batches(64, 1)]}
+
+
+def exits():
+    raise SystemExit(0)
+
+
+def failing_loss(output, target):
+    raise KeyError("no such thing")
+
+
+def failing_metric(output, target):
+    raise KeyError("no such thing")
+
+
+def metric_of_nan(output, target):
+    return (output.argmax(1) == target) * float("nan")
+
+
+def metric_of_pixels(output, target):
+    return (output > 0).flatten().float()
+
+
+def half():
+    return tiny_recipe.TinyNet().half()
+
+
 def vector_loss(output, target):
     return nn.functional.cross_entropy(output, target, reduction="none")
 

@@ -44,7 +44,9 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
         if not isinstance(given, dict):
             raise UserError("a gate file must be a mapping with the key `gates`", where=str(file))
         raw = {**raw, **given}
-    raw["gates"] = dict(raw.get("gates") or {})
+    raw["gates"] = gates = raw.get("gates") or {}
+    if not isinstance(gates, dict) or any(gate and not isinstance(gate, dict) for gate in gates.values()):
+        limits = {}  # nothing to put them into: what is wrong with these gates is said below
     names = {
         "budget.latency": ("latency", "max"),
         "budget.accuracy_drop": ("accuracy", "max_drop"),
@@ -52,7 +54,7 @@ def gates_for(source: Path, file: Path | None, limits: Mapping[str, Any]) -> tup
     }
     for key, value in limits.items():
         gate, limit = names[key]
-        raw["gates"][gate] = {**(raw["gates"].get(gate) or {}), limit: value}
+        raw["gates"] = {**raw["gates"], gate: {**(raw["gates"].get(gate) or {}), limit: value}}
     try:
         return artifact, CheckFile.model_validate(raw)
     except ValidationError as error:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, split_batch
+from ..data import Loader, run_batch, split_batch
 from .device import device_of, to_device
 
 
@@ -45,7 +45,7 @@ def reestimate_batch_norm(program: Program, loader: Loader, *, samples: int = 20
             norm.training = True
         for batch in loader:
             args, kwargs, _ = to_device(split_batch(batch), device)
-            module(*args, **kwargs)
+            run_batch(module, args, kwargs)
             leaves = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.Tensor) and leaf.ndim]
             seen += leaves[0].shape[0] if leaves else 1
             if seen >= samples:

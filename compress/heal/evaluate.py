@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, split_batch
+from ..data import Loader, LossFn, MetricFn, first_line, run_batch, shapes_of, split_batch
 from .device import device_of, to_device
 
 
@@ -57,9 +58,8 @@ def evaluate(
     with eval_mode(module) if module is not None else nullcontext(), torch.inference_mode():
         for batch in loader:
             args, kwargs, target = to_device(split_batch(batch), device)
-            output = call(*args, **kwargs)
-            score = metric(output, target)
-            _check_scores(score)
+            output = run_batch(call, args, kwargs)
+            score = _score(metric, output, target, _lengths((args, kwargs)))
             samples += score.numel()
             scores += float(score.double().sum())
             squares += float(score.double().square().sum())
@@ -105,6 +105,30 @@ def top1(output: Any, target: Any) -> Tensor:
     return hits if hits.ndim == 1 else hits.flatten(1).mean(1)
 
 
+def _score(metric: MetricFn, output: Any, target: Any, lengths: set[int]) -> Tensor:
+    """The scores of a batch, checked."""
+    try:
+        score = metric(output, target)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            "the metric fails on the network's output",
+            where="metric",
+            why=first_line(error),
+            hint=f"it is called as metric(output, target): output {shapes_of(output)}, target {shapes_of(target)}",
+        ) from error
+    _check_scores(score, lengths)
+    if score.is_floating_point() and not torch.isfinite(score).all():
+        raise UserError(
+            "a score is not finite",
+            where="metric",
+            why="the metric, the network's output or the data hold NaN or infinity",
+            hint="look at the outputs of the float model on this loader",
+        )
+    return score
+
+
 def _check_logits(output: Any) -> None:
     if isinstance(output, Tensor) and output.ndim >= 2:
         return
@@ -117,13 +141,18 @@ def _check_logits(output: Any) -> None:
     )
 
 
-def _check_scores(score: Any) -> None:
-    if isinstance(score, Tensor) and score.ndim == 1:
+def _lengths(inputs: Any) -> set[int]:
+    """Lengths of axis 0 of the inputs: one of them is the number of samples."""
+    return {leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim}
+
+
+def _check_scores(score: Any, lengths: set[int]) -> None:
+    if isinstance(score, Tensor) and score.ndim == 1 and (len(score) in lengths or not lengths):
         return
     found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
     raise UserError(
         "the metric must return one score per sample, a tensor of shape [batch]",
         where="metric",
-        why=f"it returned {found}",
-        hint="leave out the mean over the batch",
+        why=f"it returned {found} for a batch of {' or '.join(map(str, sorted(lengths)))}",
+        hint="leave out the mean over the batch; take the mean over whatever a sample consists of",
     )

@@ -31,7 +31,7 @@ class TrainSettings(BaseModel):
         seed: Of shuffling, augmentation and dropout.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: float = Field(default=10.0, ge=0.0)
     max_steps: int | None = Field(default=None, ge=0)
@@ -49,7 +49,7 @@ class TrainSettings(BaseModel):
     clip_grad: float | None = Field(default=None, gt=0.0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     def steps(self, steps_per_epoch: int) -> int:
         """Number of optimiser steps."""

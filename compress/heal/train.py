@@ -18,7 +18,7 @@ from ...errors import UserError
 from ...passes.fold import fold_batch_norm
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, scalar_loss, split_batch
+from ..data import Loader, LossFn, MetricFn, run_batch, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
 from .distill import distillation_loss
 from .evaluate import Evaluation, evaluate, top1
@@ -191,7 +191,7 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = lr
         with autocast(self.device, self.bf16):
-            output = self.module(*args, **kwargs)
+            output = run_batch(self.module, args, kwargs)
         value = self.total_loss(_float(output), target, args, kwargs)
         found = float(value.detach())
         if not math.isfinite(found):

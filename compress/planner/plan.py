@@ -70,7 +70,7 @@ def plan(
     limits = np.array([_limit(amounts.get(name), getattr(dense, name)) for name in _WORDS], dtype=np.int64)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     problem = Problem(choices, model, limits)
-    _check_feasible(amounts, dense, model.cost(widths_by_name(problem, problem.last)))
+    _check_feasible(amounts, dense, model.cost(widths_by_name(problem, problem.last)), choices)
     position = PLANNERS[by](problem)
     groups = {c.group.name: _decide(c, int(p), model, dense) for c, p in zip(choices, position, strict=True)}
     seed = sensitivity.facts.get("seed")
@@ -108,7 +108,7 @@ def _limit(amount: Amount | None, dense: int) -> int:
     return dense if amount is None else int(amount.of(dense) + 1e-6)
 
 
-def _check_feasible(amounts: Mapping[str, Amount], dense: Cost, smallest: Cost) -> None:
+def _check_feasible(amounts: Mapping[str, Amount], dense: Cost, smallest: Cost, choices: Sequence[Choice]) -> None:
     """Refuses budgets that do not hold even with every group at its floor."""
     names, asked, reached, nearest = [], [], [], []
     for name, amount in amounts.items():
@@ -118,6 +118,14 @@ def _check_feasible(amounts: Mapping[str, Amount], dense: Cost, smallest: Cost) 
             asked.append(f"{name}: {100 * amount.value:g}%" if amount.relative else f"{name}: {amount.value:,.0f}")
             reached.append(f"{least:,} of {whole:,} {_WORDS[name]} remain ({100 * least / whole:.2f}%)")
             nearest.append(f"--max-{name} {_nearest(amount, least, whole)}")
+    if names and all(choice.scores is None for choice in choices):
+        whole = "; ".join(f"{choice.group.name} is {choice.reason}" for choice in choices[:8])
+        raise BudgetError(
+            f"the budget on {' and '.join(names)} cannot be met: nothing in this network can be removed",
+            where=f"budget {', '.join(asked)}",
+            why=whole or "it has no layers whose channels could go",
+            hint="secateur inspect shows every group and why it stays whole; a budget of 100% only quantises",
+        )
     if names:
         raise BudgetError(
             f"the budget on {' and '.join(names)} cannot be met",

@@ -54,7 +54,7 @@ class Problem:
 
     def widths(self, position: np.ndarray) -> np.ndarray:
         """Widths [..., groups] at positions [..., groups] in each group's `widths`."""
-        table = np.zeros((len(self.choices), max(len(c.widths) for c in self.choices)), dtype=np.int64)
+        table = np.zeros((len(self.choices), max((len(c.widths) for c in self.choices), default=0)), dtype=np.int64)
         for i, choice in enumerate(self.choices):
             table[i, : len(choice.widths)] = choice.widths
         return table[np.arange(len(self.choices)), position]

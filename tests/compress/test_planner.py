@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nets import NETS
@@ -240,3 +241,14 @@ def test_sensitivities_of_another_program_are_refused():
         with pytest.raises(UserError, match=r"nowhere|conv1") as caught:
             plan(program, wrong, target=ORT_CPU, budget=Budget(macs="60%"))
         assert caught.value.hint == "rank this program"
+
+
+@pytest.mark.parametrize("layers", [(), (torch.nn.Linear(8, 2),)])
+def test_a_network_of_which_nothing_can_go_is_refused_with_the_reason(layers):
+    program = capture(torch.nn.Sequential(torch.nn.Flatten(), *layers), torch.zeros(2, 2, 4))
+    nothing = Sensitivity("hap", "loss", {}, {})
+    assert not plan(program, nothing, target=ORT_CPU, budget=Budget(macs="100%")).keep()
+    if program.groups:
+        with pytest.raises(BudgetError, match="nothing in this network can be removed") as caught:
+            plan(program, nothing, target=ORT_CPU, budget=Budget(macs="50%"))
+        assert "output of the network" in caught.value.why

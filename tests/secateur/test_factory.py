@@ -98,3 +98,24 @@ def test_a_spec_is_anchored_once_and_for_all(home):
     assert source_file("things:make") is None
     with pytest.raises(ValidationError, match=r"package\.module:function"):
         DataSpec(factory="things")
+
+
+def test_what_ends_the_process_is_an_error_of_the_factory(tmp_path):
+    (tmp_path / "ends.py").write_text("import sys\ndef make(): sys.exit()\n")
+    (tmp_path / "ends_at_once.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(UserError, match="SystemExit") as caught:
+        call_factory("ends.py:make", {}, tmp_path)
+    assert caught.value.where == f"{tmp_path}/ends.py:2"
+    with pytest.raises(UserError, match="SystemExit"):
+        call_factory("ends_at_once.py:make", {}, tmp_path)
+
+
+def test_the_line_named_is_always_one_of_the_users(tmp_path):
+    (tmp_path / "wrong.py").write_text("\n\ndef make(:\n")
+    with pytest.raises(UserError, match="SyntaxError") as caught:
+        call_factory("wrong.py:make", {}, tmp_path)
+    assert caught.value.where == f"{tmp_path}/wrong.py:3"
+    (tmp_path / "right.py").write_text("def make(): pass\n")
+    with pytest.raises(UserError, match="unexpected keyword") as caught:
+        call_factory("right.py:make", {"width": 1}, tmp_path, where="model.factory")
+    assert caught.value.where == "model.factory"

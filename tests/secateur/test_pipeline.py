@@ -15,6 +15,15 @@ from runs import HERE, secateur, tiny_recipe
 
 from secateur.errors import ExitCode
 
+SHUFFLED = """\
+import tiny_recipe
+from torch.utils.data import DataLoader, TensorDataset
+
+def data():
+    train, test = (TensorDataset(*tiny_recipe.samples(n, n)) for n in (128, 64))
+    return {"train": DataLoader(train, 32, shuffle=True), "test": DataLoader(test, 32)}
+"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -30,6 +39,11 @@ def copy(run, tmp_path):
     """A copy of the finished run, to break."""
     shutil.copytree(run[0], tmp_path / "run")
     return tmp_path / "run"
+
+
+def _hears_interrupts():
+    """A test suite that was started in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def recipe_of(run):
@@ -142,18 +156,64 @@ def test_an_interrupted_run_continues_where_it_stopped(run, tmp_path):
     recipe = tiny_recipe(tmp_path)
     recipe.write_text(recipe.read_text().replace("epochs: 1", "epochs: 100000"))
     argv = [sys.executable, "-m", "secateur", "heal", str(recipe), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(argv, cwd=tmp_path, env={**os.environ, "TINY_DIR": str(HERE)}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        argv,
+        cwd=tmp_path,
+        env={**os.environ, "TINY_DIR": str(HERE)},
+        stderr=subprocess.PIPE,
+        preexec_fn=_hears_interrupts,
+    )
     state = tmp_path / "run" / "05-heal.partial" / "state"
     deadline = time.monotonic() + 240
     while not (state / "training.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=240)
+    try:
+        _, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == ExitCode.INTERRUPTED, err
     assert b"interrupted" in err and b"Traceback" not in err
     assert not (tmp_path / "run" / "05-heal").exists() and any(state.iterdir())
     code, _, err = secateur("plan", tmp_path / "run")
     assert code == ExitCode.OK and "capture kept" in err
+
+
+def test_what_a_step_draws_does_not_depend_on_the_steps_before_it(tmp_path):
+    """A loader that shuffles by the global random numbers: run through, and stopped and continued, it is the same."""
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "shuffled.py").write_text(SHUFFLED)
+    data, magnitude = f"data.factory={tmp_path}/shuffled.py:data", "rank.method=magnitude"
+    for name, stops in (("through", ("heal",)), ("stopped", ("rank", "heal"))):
+        for stop in stops:
+            argv = [stop, recipe, "--out", tmp_path / name, "--set", data, "--set", magnitude]
+            code, _, err = secateur(*argv)
+            assert code == ExitCode.OK, err
+    through, stopped = (tmp_path / name / "05-heal/program/weights.safetensors" for name in ("through", "stopped"))
+    assert through.read_bytes() == stopped.read_bytes()
+
+
+def test_facts_keep_their_order_in_the_manifest(tmp_path):
+    from secateur.run_directory import RunDirectory
+
+    run = RunDirectory(tmp_path)
+    with run.writing("01-capture", "key"):
+        run.finish("01-capture", "key", {"pruned": 1, "healed": 2, "a": 3}, 0.0)
+    assert list(run.manifest()["steps"]["01-capture"]["facts"]) == ["pruned", "healed", "a"]
+
+
+def test_a_run_that_was_killed_at_its_very_start_is_still_known_as_a_run(run, tmp_path, monkeypatch):
+    from secateur import pipeline
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "write_yaml", killed)
+    argv = ("rank", recipe_of(run), "--out", tmp_path / "run", "--set", "rank.method=magnitude")
+    assert secateur(*argv)[0] == ExitCode.INTERRUPTED
+    monkeypatch.undo()
+    code, _, err = secateur(*argv)
+    assert code == ExitCode.OK, err
 
 
 def test_two_processes_do_not_share_a_run_directory(copy):

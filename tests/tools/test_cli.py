@@ -129,6 +129,22 @@ def test_inspect_says_what_it_does_not_know(tmp_path):
         ("loss", "bad_data:vector_loss", "scalar"),
         ("loss", "cross_entropi", "did you mean cross_entropy?"),
         ("rank.method", "happ", "did you mean hap?"),
+        ("data.factory", "bad_data:read_once", "can be read only once"),
+        ("data.factory", "bad_data:no_loader", "cannot be iterated over"),
+        ("data.factory", "bad_data:breaks_midway", "the disk is bad"),
+        ("data.factory", "bad_data:other_channels", "does not run on a batch"),
+        ("data.factory", "bad_data:exits", "SystemExit"),
+        ("model.factory", "bad_data:half", "compile in float32"),
+        ("loss", "bad_data:failing_loss", "the loss fails"),
+        ("metric", "bad_data:failing_metric", "the metric fails"),
+        ("metric", "bad_data:metric_of_nan", "a score is not finite"),
+        ("metric", "bad_data:metric_of_pixels", "one score per sample"),
+        ("seed", "-1", "seed"),
+        ("seed", "99999999999999999999", "seed"),
+        ("heal.seed", "-1", "heal.seed"),
+        ("heal.epochs", ".inf", "finite number"),
+        ("gates", "5", "gates"),
+        ("gates", "{latency: 60%}", "gates.latency"),
     ],
 )
 def test_bad_input_is_a_usage_error_that_says_what_and_where(tmp_path, key, value, expected):
@@ -136,6 +152,23 @@ def test_bad_input_is_a_usage_error_that_says_what_and_where(tmp_path, key, valu
     assert code == ExitCode.USAGE, err
     assert expected in err and "Traceback" not in err
     assert not (tmp_path / "run" / "02-rank").exists()
+
+
+def test_limits_beside_gates_that_are_no_mapping_are_a_usage_error(tmp_path):
+    for gates in ("5", "[1]", "{latency: 5}"):
+        pairs = ["--set", f"gates={gates}", "--set", "budget.latency=50%"]
+        code, _, err = secateur("plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", *pairs)
+        assert code == ExitCode.USAGE and "gates" in err and "Traceback" not in err, err
+        (tmp_path / "gates.yaml").write_text(f"gates: {gates}\n")
+        (tmp_path / "artifact").mkdir(exist_ok=True)
+        argv = ["check", tmp_path / "artifact", "--gates", tmp_path / "gates.yaml", "--max-latency", "50%"]
+        code, _, err = secateur(*argv)
+        assert code == ExitCode.USAGE and "gates" in err and "Traceback" not in err, err
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    code, _, err = secateur("report", tmp_path, "--out", tmp_path / "nowhere" / "report.html")
+    assert code == ExitCode.USAGE and "Traceback" not in err, err
 
 
 def test_a_model_that_cannot_be_captured_is_unsupported(tmp_path):

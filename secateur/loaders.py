@@ -1,0 +1,58 @@
+"""Loaders of the user's: what is no loader is refused, and what goes wrong while one is read is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .errors import UserError
+from .factory import innermost_line
+
+
+class CheckedLoader:
+    """A loader whose failures are messages for people; everything else of it (`set_epoch`, `dataset`) is as it was.
+
+    Args:
+        loader: What the data factory gave.
+        name: Its name there, for messages.
+
+    Raises:
+        UserError: It cannot be iterated over, or only once: every step reads the data anew.
+    """
+
+    def __init__(self, loader: Iterable[Any], name: str) -> None:
+        self._loader, self._name = loader, name
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise UserError(
+                f"the {name!r} loader cannot be iterated over",
+                where="data.factory",
+                why=f"it is {type(loader).__name__}",
+                hint="return a DataLoader, a list of batches, or any object that can be iterated over again and again",
+            )
+        if hasattr(loader, "__next__"):
+            raise UserError(
+                f"the {name!r} loader can be read only once",
+                where="data.factory",
+                why=f"it is {type(loader).__name__}, used up after one pass; the steps read it many times",
+                hint="return a DataLoader, a list of batches, or an object whose __iter__ starts anew",
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the {self._name!r} loader failed: {type(error).__name__}: {error}",
+                where=innermost_line(error),
+                hint="read the loader once by itself and mend what fails there",
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_loader":
+            raise AttributeError(name)
+        return getattr(self._loader, name)
