@@ -11,17 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 from ...errors import UserError, did_you_mean
 from ...passes.program import Program
 from ..data import Loader, LossFn
-from . import ehap, gate_fisher, gate_ggn, hap, magnitude, oba, random_score, sosp, taylor
+from . import bn_scale, ehap, gate_fisher, gate_ggn, ggn, hap, magnitude, oba, obd, random_score, sosp, taylor
 from .request import Progress, Request
 from .table import Sensitivity
 
 METHODS: Mapping[str, Callable[..., Sensitivity]] = {
+    "bn-scale": bn_scale.estimate,
     "ehap": ehap.estimate,
     "gate-fisher": gate_fisher.estimate,
     "gate-ggn": gate_ggn.estimate,
+    "ggn": ggn.estimate,
     "hap": hap.estimate,
     "magnitude": magnitude.estimate,
     "oba": oba.estimate,
+    "obd": obd.estimate,
     "random": random_score.estimate,
     "sosp": sosp.estimate,
     "taylor": taylor.estimate,
