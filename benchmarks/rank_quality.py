@@ -74,7 +74,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=512, help="read by every estimator")
     parser.add_argument("--removal-samples", type=int, default=1024, help="that removals are measured on")
     parser.add_argument("--units", type=int, help="remove only so many units, drawn at random; all if not given")
-    parser.add_argument("--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the MACs to remove")
+    parser.add_argument("--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the MACs")
     parser.add_argument("--test-images", type=int, default=10_000, help="for accuracy after the cut")
     parser.add_argument("--only", nargs="+", default=[""], help="only rankings whose label contains one of these")
     parser.add_argument("--long", action="store_true", help="also what takes long: 300 probes, layer-wise probes")

@@ -23,7 +23,8 @@ def agreement_table(truth: Truth, about: Mapping[str, Any], rankings: Iterable[R
         f"training images and {about['samples'] // 2} test images (the mean over both). 'BN' is after batch norm was "
         "re-estimated on those training images, 'raw' without. Ranks: Spearman; a perfect estimator would reach "
         f"{ceiling(truth, 're-estimated', 'all'):.3f} (BN) and {ceiling(truth, 'kept', 'all'):.3f} (raw), given the "
-        "noise of these samples. Medians over the seeds, [least, most] where there are several.",
+        "noise of these samples; a correlation divided by that is what one would be without the noise. Medians over "
+        "the seeds, [least, most] where there are several.",
         "",
         "| ranking | seconds | BN, all units | BN, inside groups | least 30 % found | least 50 % found "
         "| raw, all units | raw, inside groups | BN, test images only |",
