@@ -63,7 +63,18 @@ def describe_onnx(path: Path) -> dict[str, Any]:
     """Which kernels the runtime will use, as plain data."""
     from dataclasses import asdict
 
-    return {"file": str(path), "bytes": path.stat().st_size, "kernels": asdict(kernel_report(path))}
+    try:
+        kernels = asdict(kernel_report(path))
+    except UserError:
+        raise
+    except Exception as error:  # the exceptions of protobuf and onnxruntime have no common base
+        raise UserError(
+            "this is not an ONNX file that onnxruntime loads",
+            where=str(path),
+            why=(str(error).strip() or type(error).__name__).splitlines()[0],
+            hint="export it again, or restore it from a copy",
+        ) from error
+    return {"file": str(path), "bytes": path.stat().st_size, "kernels": kernels}
 
 
 def _program(source: Path) -> Program:

@@ -114,6 +114,13 @@ def test_inspect_says_what_it_does_not_know(tmp_path):
     assert code == ExitCode.USAGE and "nothing here" in err
 
 
+def test_inspect_says_that_an_onnx_file_is_damaged(tmp_path):
+    for content in (b"", b"\x08\xff\xff", b"nothing of the kind"):
+        (tmp_path / "model.onnx").write_bytes(content)
+        code, _, err = secateur("inspect", tmp_path)
+        assert code == ExitCode.USAGE and "model.onnx" in err and "Traceback" not in err, err
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
