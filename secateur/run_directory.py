@@ -119,8 +119,10 @@ class RunDirectory:
             data = json.loads(self._manifest.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']} is not {FORMAT}")
-            data["steps"] = dict(data["steps"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            data["steps"] = {name: dict(entry) for name, entry in data["steps"].items()}
+            for entry in data["steps"].values():
+                dict(StepRecord(**entry).outputs)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
                 "the run's manifest is damaged",
                 where=str(self._manifest),

@@ -113,6 +113,16 @@ def test_a_damaged_manifest_is_named(copy):
     assert code == ExitCode.USAGE and "manifest is damaged" in err
 
 
+@pytest.mark.parametrize("steps", [5, [], {"01-capture": 5}, {"01-capture": {"key": "x"}}])
+def test_a_manifest_with_a_step_that_is_none_is_named(tmp_path, steps):
+    from secateur.errors import UserError
+    from secateur.run_directory import RunDirectory
+
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "steps": steps}))
+    with pytest.raises(UserError, match="manifest is damaged"):
+        RunDirectory(tmp_path).record("01-capture")
+
+
 def test_a_directory_that_is_no_run_is_not_touched(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path, "--force")
