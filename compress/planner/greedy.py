@@ -45,9 +45,7 @@ def cut(problem: Problem, position: np.ndarray, held: int | None = None) -> np.n
     more than is left of it), summed over the budgets that do not hold yet; the least predicted loss per gain goes
     first.
 
-    Predicted rises may be negative (Hutchinson's traces are, where noise is larger than the trace). A negative price
-    would prefer the *smallest* saving, so moves without a predicted rise are free, and among free moves the largest
-    gain goes first.
+    Among moves without a predicted rise, which are free, the largest gain goes first.
 
     Args:
         problem: The problem.
@@ -64,7 +62,7 @@ def cut(problem: Problem, position: np.ndarray, held: int | None = None) -> np.n
         after = problem.costs(position + _one_hot(moves, len(position)))
         over = np.maximum(cost - problem.limits, 0)
         gain = (np.minimum(cost - after, over) / np.maximum(over, 1)).sum(axis=1)
-        rise = np.maximum(_rises(problem, position, position + 1, moves), 0.0)
+        rise = _rises(problem, position, position + 1, moves)
         # A move that saves nothing that counts comes last, even if it is free.
         price = np.full(len(moves), np.inf)
         np.divide(rise, gain, out=price, where=gain > 0)
@@ -81,7 +79,7 @@ def give_back(problem: Problem, position: np.ndarray, held: int | None = None) -
         moves = np.flatnonzero(position > 0)
         moves = moves[moves != held]
         regained = _rises(problem, position - 1, position, moves)
-        fits = problem.fits(position - _one_hot(moves, len(position))) & (regained > 0)
+        fits = problem.fits(position - _one_hot(moves, len(position)))
         if not fits.any():
             return position
         moves, regained = moves[fits], regained[fits]

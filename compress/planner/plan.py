@@ -158,7 +158,7 @@ def _decide(choice: Choice, position: int, model: CostModel, dense: Cost) -> Gro
     return GroupPlan(
         width=group.width,
         removed=tuple(int(unit) for unit in removed),
-        delta_loss=_rounded(float(choice.rise[position])),
+        delta_loss=_rounded(float(choice.scores.delta_loss[removed].sum())),
         std_error=_rounded(float(np.sqrt((choice.scores.std_error[removed] ** 2).sum()))),
         params=alone.params - dense.params,
         macs=alone.macs - dense.macs,

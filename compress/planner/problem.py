@@ -24,7 +24,8 @@ class Choice:
         column: Its place in the cost model.
         order: int64 [width]: units, least sensitive first.
         widths: Allowed widths, descending; the first is the full width.
-        rise: float64 [widths]: predicted rise of the loss at each allowed width.
+        rise: float64 [widths]: predicted rise of the loss at each allowed width; never falls. A negative score is noise
+            larger than the score, no promise that a cut does good: it counts as nothing.
         scores: Scores by unit; None where the group is kept whole.
         reason: Why it is kept whole, or "".
     """
@@ -140,7 +141,7 @@ def _choice(
         return Choice(group, column, np.arange(group.width), whole, np.zeros(1), None, reason)
     order = np.argsort(scores.delta_loss, kind="stable")
     widths = np.array([group.width, *range((group.width - 1) // step * step, least - 1, -step)], dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(scores.delta_loss[order])])
+    sums = np.concatenate([[0.0], np.cumsum(np.maximum(scores.delta_loss[order], 0.0))])
     return Choice(group, column, order, widths, sums[group.width - widths], scores)
 
 

@@ -252,3 +252,13 @@ def test_a_network_of_which_nothing_can_go_is_refused_with_the_reason(layers):
         with pytest.raises(BudgetError, match="nothing in this network can be removed") as caught:
             plan(program, nothing, target=ORT_CPU, budget=Budget(macs="50%"))
         assert "output of the network" in caught.value.why
+
+
+def test_scores_below_zero_are_not_cut_beyond_the_budget():
+    program, model = captured("resnet_b")
+    noise = {g.name: Scores(-np.ones(g.width), np.ones(g.width)) for g in program.groups if g.frozen is None}
+    table = Sensitivity("hap", "loss", noise, {})
+    made = plan(program, table, target=replace(ORT_CPU, align_int8=1), budget=Budget(macs="60%"))
+    assert 0.55 * model.dense.macs < made.planned.macs <= 0.6 * model.dense.macs
+    # The plan still says what the estimates add up to.
+    assert made.delta_loss == -sum(len(group.removed) for group in made.groups.values())
