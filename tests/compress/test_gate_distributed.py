@@ -42,7 +42,11 @@ def work(number: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_give_what_one_gives(tmp_path):
     workers = [subprocess.Popen([sys.executable, __file__, str(number), str(tmp_path)]) for number in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     for name in RUNS:
         alone = table(name)
         for number in range(2):
