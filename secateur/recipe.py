@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .compress.budget import Budget
 from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.sensitivity.rank import check_options
+from .compress.sensitivity.verify import LEAST
 from .errors import UserError
 from .export.targets import TARGETS
 from .factory import DataSpec
@@ -57,6 +58,13 @@ class RankSpec(Section):
     probes: int = Field(default=64, ge=2)
     verify: int = Field(default=0, ge=0)
     verify_batch_norm: Literal["kept", "reestimated"] = "kept"
+
+    @field_validator("verify")
+    @classmethod
+    def _enough_to_correlate(cls, units: int) -> int:
+        if 0 < units < LEAST:
+            raise ValueError(f"take at least {LEAST} units, or 0 for no verification")
+        return units
 
     @property
     def options(self) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def _draw(program: Program, table: Sensitivity, units: int, seed: int) -> list[t
             f"{units!r} units are too few to verify a ranking",
             where="rank.verify",
             why="a rank correlation over so few says nothing",
-            hint=f"take at least {LEAST}; 30 give an interval of about ±0.2",
+            hint=f"take at least {LEAST}; 30 give an interval of about ±0.3",
         )
     if len(there) < LEAST:
         raise UserError(

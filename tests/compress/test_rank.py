@@ -1,6 +1,8 @@
 """Dispatch, the methods without data, saved tables, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from nets import NETS
 from safetensors.numpy import save_file
 from torch import nn
 
-from secateur.compress.sensitivity.rank import METHODS, rank
+from secateur.compress.sensitivity.rank import METHODS, check_options, options_of, rank
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import UserError
 from secateur.passes.capture import capture
@@ -143,6 +145,38 @@ def test_an_unknown_method_gets_a_suggestion(program):
 def test_an_unknown_option_gets_a_suggestion(program):
     with pytest.raises(UserError, match=r"unknown option 'probe' of ranking method hap \(did you mean probes\?\)"):
         hap(program, probe=3)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("hap", {"layerwise": "yes"}, "layerwise cannot be 'yes'"),
+        ("hap", {"stop": "soon"}, "stop cannot be 'soon'"),
+        ("hap", {"tied": "summ"}, "tied cannot be 'summ'"),
+        ("gate-ggn", {"draws": 1.5}, "draws cannot be 1.5"),
+        ("magnitude", {"layerwise": True}, "unknown option 'layerwise' of ranking method magnitude"),
+        (["hap"], {}, "unknown ranking method"),
+    ],
+)
+def test_options_are_checked_without_a_network(method, options, message):
+    with pytest.raises(UserError, match=message):
+        check_options(method, options)
+
+
+def test_options_of_the_right_type_pass():
+    check_options("hap", {"layerwise": True, "stop": 1, "keep": 0.5, "tied": "max"})
+    check_options("gate-ggn", {"draws": None})
+    assert set(options_of("taylor")) == {"per_sample"} and not options_of("magnitude")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_guide_lists_every_method_with_its_options(method):
+    page = (Path(__file__).parents[2] / "docs" / "rank.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{method}` |")]
+    assert len(rows) == 1
+    listed = re.findall(r"`([\w-]+)`", rows[0].split("|")[5])
+    named = {option for word in listed for option in (options_of(word) if word in METHODS else [word])}
+    assert named == set(options_of(method))
 
 
 @pytest.mark.parametrize("options", [{"probes": 1}, {"samples": 0}, {"seed": -1}, {"samples": 2.5}, {"seed": True}])

@@ -38,6 +38,33 @@ def test_a_misspelled_nested_key_gets_a_suggestion(tmp_path):
     assert "unknown key heal.epoch (did you mean epochs?)" in message
 
 
+def test_options_of_the_ranking_method_stand_in_its_section_and_round_trip(tmp_path):
+    recipe = load_recipe(write(tmp_path, yaml_text.MINIMAL + "rank: {method: ehap, precision: bf16, probes: 3}\n"))
+    assert recipe.rank.options == {"precision": "bf16"} and recipe.rank.probes == 3
+    dumped = recipe.model_dump(mode="json")
+    assert dumped["rank"]["precision"] == "bf16" and parse_recipe(dumped, where="x") == recipe
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("{method: magnitud}", "unknown ranking method 'magnitud' (did you mean magnitude?)"),
+        ("{method: 3}", "rank.method"),
+        ("{layerwis: true}", "unknown option 'layerwis' of ranking method hap (did you mean layerwise?)"),
+        ("{sample: 3}", "did you mean samples?"),
+        ("{verfy: 3}", "did you mean verify?"),
+        ("{method: magnitude, layerwise: true}", "unknown option 'layerwise' of ranking method magnitude"),
+        ("{layerwise: sometimes}", "layerwise cannot be 'sometimes'"),
+        ("{samples: 0}", "rank.samples"),
+        ("{probes: 1}", "rank.probes"),
+        ("{verify: 3}", "rank.verify"),
+        ("{verify_batch_norm: fresh}", "rank.verify_batch_norm"),
+    ],
+)
+def test_what_is_wrong_with_a_ranking_is_said_before_anything_runs(tmp_path, section, expected):
+    assert expected in refusal(tmp_path, yaml_text.MINIMAL + f"rank: {section}\n")
+
+
 def test_a_missing_key_is_named(tmp_path):
     assert "missing key data" in refusal(tmp_path, "model: {factory: 'm:f'}\nbudget: {macs: 50%}\n")
 

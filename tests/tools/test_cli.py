@@ -182,3 +182,49 @@ def test_a_model_that_cannot_be_captured_is_unsupported(tmp_path):
     argv = ["rank", tiny_recipe(tmp_path), "--out", tmp_path / "run", "--set", "model.factory=bad_data:data_dependent"]
     code, _, err = secateur(*argv)
     assert code == ExitCode.UNSUPPORTED and "Traceback" not in err, err
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """A verified ranking of the tiny run, as JSON, and its folder."""
+    folder = tmp_path_factory.mktemp("ranked")
+    argv = ["--out", folder / "run", "--method", "taylor", "--verify", "6"]
+    code, out, err = secateur("rank", tiny_recipe(folder), *argv, "--json")
+    assert code == ExitCode.OK, err
+    return json.loads(out), folder / "run"
+
+
+def test_rank_prints_every_group_and_its_verification(ranked):
+    found, run = ranked
+    ranking = found["ranking"]
+    assert ranking["method"] == "taylor" and ranking["unit"] == "score"
+    assert {group["name"]: group["width"] for group in ranking["groups"]} == {"conv1": 16, "conv3": 32}
+    assert all(0 <= g["min"] <= g["median"] <= g["max"] and g["negative"] == 0 for g in ranking["groups"])
+    verification = ranking["verification"]
+    assert len(verification["measured"]) == 6 and verification["facts"]["samples"] == 64
+    assert found["steps"]["rank"]["verification"]["spearman"] == verification["spearman"]
+    assert (run / "02-rank" / "verification.json").is_file()
+
+
+def test_inspect_shows_a_saved_ranking(ranked):
+    found, run = ranked
+    for source in (run / "02-rank", run / "02-rank" / "sensitivity.safetensors"):
+        code, out, _ = secateur("inspect", source, "--json")
+        assert code == ExitCode.OK and json.loads(out) == found["ranking"]
+    code, out, _ = secateur("inspect", run / "02-rank")
+    assert code == ExitCode.OK and "conv3" in out and "Spearman" in out and "64 samples" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--verify", "3"], "at least 5"),
+        (["--verify", "x"], "--verify"),
+        (["--method", "gate-ggm"], "did you mean gate-ggn?"),
+        (["--set", "rank.samples=0"], "rank.samples"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused_before_anything_runs(tmp_path, argv, expected):
+    code, _, err = secateur("rank", tiny_recipe(tmp_path), "--out", tmp_path / "run", *argv)
+    assert code == ExitCode.USAGE and expected in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()

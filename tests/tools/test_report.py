@@ -20,6 +20,7 @@ from secateur.tools.report import (
     size,
     write_report,
 )
+from secateur.tools.report_scatter import Scatter
 
 
 class Document(HTMLParser):
@@ -147,6 +148,21 @@ def test_what_users_name_is_escaped():
     html = render_report(replace(report_data(), title=evil, command=evil, groups=(group,), notes=(evil,)))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 6
+
+
+@pytest.mark.parametrize("unit", ["loss", "score"])
+def test_a_verified_ranking_is_plotted(unit):
+    labels = ["conv1, unit 3", "conv1, unit 5", "<b>"]
+    scatter = Scatter(labels, [1e-3, 1e-2, -1.0], [1e-4, 0.0, 0.0], [1e-3, 1e-1, 1e-2], unit, ["Spearman 0.50"])
+    html = render_report(replace(report_data(), verification=scatter, score_unit=unit))
+    assert "Spearman 0.50" in Document(html).words and "&lt;b&gt;: predicted" in html
+    plot = html[html.index('class="plot scatter"') :]
+    plot = plot[: plot.index("</svg>")]
+    (dots,) = re.findall(r'class="kept"[^>]* d="(M[^"]*)"', plot)
+    first, second, third = (tuple(map(float, dot)) for dot in re.findall(r"M([\d.]+) ([\d.]+)h0", dots))
+    assert third[0] < first[0] < second[0] and second[1] < third[1] < first[1]
+    assert ('class="limit"' in plot) == (unit == "loss")
+    assert "The ranking, verified" not in render_report(report_data())
 
 
 def test_the_least_that_a_run_can_know_still_renders():
