@@ -23,7 +23,7 @@ from ranking.cases import all_cases, oracle, rank_all, stored
 from ranking.cut import cut_all
 from ranking.cut import stored as stored_cuts
 from ranking.report import agreement_table, cut_tables
-from ranking.truth import Truth, measure
+from ranking.truth import measure, merge
 
 from secateur.compress.heal.evaluate import evaluate, top1
 
@@ -42,13 +42,15 @@ def main(arguments: list[str] | None = None) -> None:
     def wanted(label: str) -> bool:
         return any(part in label for part in options.only)
 
+    paths = [folder / f"truth.{turn}.npz" for turn in range(options.turns)]
     if "truth" in options.part:
-        images, labels = setups.truth_samples(setup, options.removal_samples)
-        measure(setup.program, images, labels, folder / "truth.npz", subset=options.units, progress=_say)
+        for turn, path in enumerate(paths):
+            images, labels = setups.truth_samples(setup, options.removal_samples, turn)
+            measure(setup.program, images, labels, path, subset=options.units, progress=_say)
     if "rank" in options.part:
         chosen = [case for case in cases if wanted(case.label) and (options.long or not case.long)]
         rank_all(setup, chosen, folder / "scores", _say)
-    truth, about = Truth.load(folder / "truth.npz") if (folder / "truth.npz").exists() else (None, {})
+    truth, about = merge(paths) if paths[0].exists() else (None, {})
     rankings = stored(folder / "scores", cases)
     if truth is not None and truth.complete.all():
         rankings.append(oracle(setup, truth, "train"))
@@ -72,7 +74,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/rank_quality"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, default=512, help="read by every estimator")
-    parser.add_argument("--removal-samples", type=int, default=1024, help="that removals are measured on")
+    parser.add_argument("--removal-samples", type=int, default=1024, help="that removals are measured on, in a turn")
+    parser.add_argument("--turns", type=int, default=4, help="each with other samples: more lessen the noise")
     parser.add_argument("--units", type=int, help="remove only so many units, drawn at random; all if not given")
     parser.add_argument("--removed", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="shares of the MACs")
     parser.add_argument("--test-images", type=int, default=10_000, help="for accuracy after the cut")
@@ -81,7 +84,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it runs; not for conclusions")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.units = min(options.units or 24, 24)
+        options.units, options.turns = min(options.units or 24, 24), 1
         options.removal_samples, options.test_images = min(options.removal_samples, 256), min(options.test_images, 2000)
     return options
 

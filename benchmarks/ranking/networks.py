@@ -87,7 +87,7 @@ NETWORKS: Mapping[str, Network] = {
     "resnet20": Network(lambda width: resnet20(width=width), 16, 128, images),
     "resnet32": Network(lambda width: resnet32(width=width), 16, 128, images),
     "resnet56": Network(lambda width: resnet56(width=width), 16, 128, images),
-    "wrn28_8": Network(lambda width: wide_resnet(depth=28, widen=width), 8, 16, images),
+    "wrn28_8": Network(lambda width: wide_resnet(depth=28, widen=width), 8, 8, images),
     "encoder": Network(Encoder, 256, 32, tokens),
 }
 """By name; `width` is the width of the first stage, the widening factor, or the hidden size."""

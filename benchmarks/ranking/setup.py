@@ -49,12 +49,22 @@ def read(path: Path) -> Setup:
     return Setup(path.stem, recipe, load_model(recipe.model).eval(), program.eval(), data)
 
 
-def truth_samples(setup: Setup, samples: int) -> tuple[Tensor, Tensor]:
-    """Half of them augmented training images, half test images; fewer if the test set is smaller."""
-    train, test = (first_samples(loader, samples // 2) for loader in (setup.data.train, setup.data.test))
+def truth_samples(setup: Setup, samples: int, turn: int = 0) -> tuple[Tensor, Tensor]:
+    """Half of them augmented training images, half test images; fewer if the test set is smaller.
+
+    No estimator reads the same augmented images: those come from later epochs than the first. Every turn has others,
+    and other test images while there are some.
+    """
+    if hasattr(setup.data.train, "set_epoch"):
+        setup.data.train.set_epoch(turn + 1)
+    train = first_samples(setup.data.train, samples // 2)
+    if hasattr(setup.data.train, "set_epoch"):
+        setup.data.train.set_epoch(0)
+    images, labels = first_samples(setup.data.test, (turn + 1) * (samples // 2))
+    test = images[-(samples // 2) :], labels[-(samples // 2) :]
     half = min(len(train[1]), len(test[1])) // (FOLDS // 2) * (FOLDS // 2)
-    images, labels = zip(train, test, strict=True)
-    return torch.cat([x[:half] for x in images]), torch.cat([y[:half] for y in labels])
+    images, labels = (torch.cat([a[:half], b[:half]]) for a, b in zip(train, test, strict=True))
+    return images, labels
 
 
 def first_samples(loader: Iterable[tuple[Tensor, Tensor]], samples: int) -> tuple[Tensor, Tensor]:

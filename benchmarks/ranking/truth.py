@@ -54,7 +54,8 @@ class Truth:
             part: `train` (augmented training images), `test`, or `all`.
             half: Only every second fold, from this one on.
         """
-        folds = {"train": range(FOLDS // 2), "test": range(FOLDS // 2, FOLDS), "all": range(FOLDS)}[part]
+        every = self.loss.shape[2]
+        folds = {"train": range(every // 2), "test": range(every // 2, every), "all": range(every)}[part]
         chosen = list(folds if half is None else folds[half::2])
         mean = self.loss[:, VARIANTS.index(variant), chosen].mean(1)
         return mean[:-1] - mean[-1]
@@ -78,6 +79,27 @@ class Truth:
             header = json.loads(str(file["header"]))
             names, widths = tuple(header.pop("names")), tuple(header.pop("widths"))
             return Truth(names, widths, file["loss"], file["hits"]), header
+
+
+def merge(paths: Sequence[Path]) -> tuple[Truth, dict[str, Any]]:
+    """Joins what was measured on different samples; files that lack units which the first one has are left out.
+
+    Raises:
+        FileNotFoundError: There is no first file.
+    """
+    first, about = Truth.load(paths[0])
+    found = [first]
+    for path in paths[1:]:
+        truth = Truth.load(path)[0] if path.exists() else None
+        if truth is not None and bool((truth.complete >= first.complete).all()):
+            found.append(truth)
+    half = FOLDS // 2
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([a[..., :half] for a in arrays] + [a[..., half:] for a in arrays], axis=2)
+
+    joined = Truth(first.names, first.widths, join([t.loss for t in found]), join([t.hits for t in found]))
+    return joined, {**about, "samples": about["samples"] * len(found)}
 
 
 def prunable(program: Program) -> list[Any]:

@@ -59,6 +59,24 @@ def test_what_was_measured_is_not_measured_again(setup, tmp_path):
         measure(setup.program, images, labels, path, subset=6)
 
 
+def test_turns_measure_on_other_samples_and_are_joined(setup, tmp_path):
+    from ranking.setup import truth_samples
+    from ranking.truth import merge
+
+    first, second = (truth_samples(setup, 64, turn)[0] for turn in (0, 1))
+    assert not torch.equal(first[32:], second[32:])  # the training images of this loader are always the same
+    paths = [tmp_path / f"{turn}.npz" for turn in range(3)]
+    from ranking.truth import measure
+
+    for turn, subset in ((0, 5), (1, 5), (2, 2)):  # the third lacks units
+        measure(setup.program, *truth_samples(setup, 64, turn), paths[turn], subset=subset, progress=lambda line: None)
+    truth, about = merge(paths)
+    parts = [merge([path])[0] for path in paths[:2]]
+    assert about["samples"] == 128 and truth.loss.shape[2] == 16
+    for part in ("train", "test", "all"):
+        np.testing.assert_allclose(truth.rise("kept", part), sum(p.rise("kept", part) for p in parts) / 2)
+
+
 def test_agreement_of_known_rankings():
     from ranking.agreement import agreement
 
