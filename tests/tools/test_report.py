@@ -153,7 +153,7 @@ def test_what_users_name_is_escaped():
 @pytest.mark.parametrize("unit", ["loss", "score"])
 def test_a_verified_ranking_is_plotted(unit):
     labels = ["conv1, unit 3", "conv1, unit 5", "<b>"]
-    scatter = Scatter(labels, [1e-3, 1e-2, -1.0], [1e-4, 0.0, 0.0], [1e-3, 1e-1, 1e-2], unit, ["Spearman 0.50"])
+    scatter = Scatter(labels, [2e-3, 1e-2, -1.0], [1e-4, 0.0, 0.0], [1e-3, 1e-1, 1e-2], unit, ["Spearman 0.50"])
     html = render_report(replace(report_data(), verification=scatter, score_unit=unit))
     assert "Spearman 0.50" in Document(html).words and "&lt;b&gt;: predicted" in html
     plot = html[html.index('class="plot scatter"') :]
