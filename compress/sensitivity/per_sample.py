@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -235,7 +236,7 @@ class _Backward:
         """One sample by itself, or, if the batch size is fixed, in its batch; args: vectors: [draws, elements]."""
         fixed = self._request.program.static_batch is not None
 
-        def cut(leaf: object) -> object:
+        def cut(leaf: Any) -> Any:
             whole = fixed or not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] != batch.size
             return leaf if whole else leaf[sample : sample + 1]
 
