@@ -222,7 +222,7 @@ class _Backward:
                 output = functional_call(self._request.program.graph_module, tensors, args, kwargs)
                 return self._rows(output, out, 1)[0]
 
-            _, pull = vjp(network, self._tensors)
+            pull = vjp(network, self._tensors)[1]
             # Draw by draw: the gradients of one are gone before the next.
             total = self._reduce(pull(draws[0])[0])
             for draw in draws[1:]:
