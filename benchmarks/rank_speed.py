@@ -16,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,25 +38,29 @@ def main(arguments: list[str] | None = None) -> None:
         return
     clock = Clock.of(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = QUICK if options.quick else {name: NETWORKS[name].batch for name in options.networks}
-    rounds = 2 if options.quick else options.rounds
     lines = [f"Times are {clock.words}; {options.threads} thread(s), torch {torch.__version__}.", ""]
-    for part in options.part:
-        if part == "probes":
-            for name, batch in wanted.items():
-                times = probes(make_task(NETWORKS[name], batch), clock, rounds, _say)
-                memory = {c: m for c in times if (m := _peak_elsewhere(name, c, batch, options.threads)) is not None}
-                lines += probe_table(f"{name}, batch {batch}", times, memory)
-        elif part == "estimators":
-            for name, batch in wanted.items():
-                lines += estimator_table(f"{name}, {batch} samples", *estimators(NETWORKS[name], batch, clock, rounds))
-        else:
-            points = growth(NETWORKS["resnet20"], clock, options.quick)
-            lines += growth_table(points)
-            if drawn := draw(points, options.out / "growth.png"):
-                lines.append(f"Figure: {drawn}")
+    for table in _tables(options, clock):
+        lines += table
         (options.out / "report.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _tables(options: argparse.Namespace, clock: Clock) -> Iterator[list[str]]:
+    """The tables, each as soon as it is measured."""
+    wanted = QUICK if options.quick else {name: NETWORKS[name].batch for name in options.networks}
+    rounds = 2 if options.quick else options.rounds
+    if "probes" in options.part:
+        for name, batch in wanted.items():
+            times = probes(make_task(NETWORKS[name], batch), clock, rounds, _say)
+            memory = {c: m for c in times if (m := _peak_elsewhere(name, c, batch, options.threads)) is not None}
+            yield probe_table(f"{name}, batch {batch}", times, memory)
+    if "estimators" in options.part:
+        for name, batch in wanted.items():
+            yield estimator_table(f"{name}, {batch} samples", *estimators(NETWORKS[name], batch, clock, min(rounds, 3)))
+    if "growth" in options.part:
+        points = growth(NETWORKS["resnet20"], clock, options.quick)
+        drawn = draw(points, options.out / "growth.png")
+        yield growth_table(points) + ([f"Figure: {drawn}"] if drawn else [])
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,5 +1,9 @@
 """The benchmark of speed: its contenders compute what they are said to compute."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +86,13 @@ def test_whole_estimators_and_growth_are_timed(ranking_path):
     assert len(estimator_table("t", times, refused)) == len(times) + 5
     table = probe_table("t", {"gradient": [1.0, 2.0], "hap (FP32)": [2.0, 6.0]}, {"hap (FP32)": 0.5})
     assert table[-2] == "| hap (FP32) | 4.000 [2.000, 6.000] | 2.50 | 1.00 | 0.50 | 1.00 |"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_peak_memory_is_of_the_process_alone(tmp_path):
+    """A parent that has taken 0.7 GiB must not show in the child's figure."""
+    script = Path(__file__).parents[2] / "benchmarks" / "rank_speed.py"
+    ballast = torch.ones(180_000_000)
+    command = [sys.executable, str(script), "--out", str(tmp_path), "--peak", "resnet20", "gradient", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ballast.sum() > 0 and 0.0 < float(done.stdout) < 0.5
