@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = [ranking for ranking in rankings if wanted(ranking.label)]
         cut_all(setup, chosen, options.removed, options.test_images, folder / "cuts.jsonl", _say)
     if "report" in options.part:
-        dense = evaluate(setup.program, setup.data.test, top1).metric
+        images, labels = setups.first_samples(setup.data.test, options.test_images)
+        test = list(zip(images.split(128), labels.split(128), strict=True))
+        dense = evaluate(setup.program, test, top1).metric
         lines = [f"## {setup.name}", ""]
         if truth is not None:
             lines += agreement_table(truth, about, rankings)
