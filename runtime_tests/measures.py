@@ -48,13 +48,13 @@ class Comparison:
 
     Attributes:
         samples: Samples seen.
-        agreeing: Samples whose largest output has the same index.
+        agreeing: Samples whose largest output has the same index; of a sample with several positions the share of them.
         not_finite: Values that are NaN or infinite in either model.
         max_error: Largest absolute difference.
     """
 
     samples: int = 0
-    agreeing: int = 0
+    agreeing: float = 0.0
     not_finite: int = 0
     max_error: float = 0.0
     _squared_error: float = 0.0
@@ -63,7 +63,7 @@ class Comparison:
     _values: int = 0
 
     def update(self, reference: np.ndarray, other: np.ndarray) -> None:
-        """Adds one batch of outputs, each [batch, ...]; the last axis is the one whose largest entry must agree."""
+        """Adds one batch of outputs, each [batch, classes, ...], as the default loss and metric take them."""
         if reference.shape != other.shape:
             raise ValueError(f"outputs of shape {reference.shape} and {other.shape} cannot be compared")
         reference, other = reference.astype(np.float64), other.astype(np.float64)
@@ -71,11 +71,11 @@ class Comparison:
         self.not_finite += int((~finite).sum())
         reference, other = np.where(finite, reference, 0.0), np.where(finite, other, 0.0)
         batch = reference.shape[0]
-        largest = np.sign if reference.ndim == 1 else _argmax_last
+        largest = np.sign if reference.ndim == 1 else _class
         same = largest(reference) == largest(other)
         difference = np.abs(reference - other)
         self.samples += batch
-        self.agreeing += int(same.reshape(batch, -1).all(axis=1).sum())
+        self.agreeing += float(same.reshape(batch, -1).mean(axis=1).sum())
         self.max_error = max(self.max_error, float(difference.max(initial=0.0)))
         self._squared_error += float((difference**2).sum())
         self._sum += float(reference.sum())
@@ -100,5 +100,5 @@ class Comparison:
         return rms / self.std if self.std > 0 else (0.0 if rms == 0 else math.inf)
 
 
-def _argmax_last(values: np.ndarray) -> np.ndarray:
-    return values.argmax(-1)
+def _class(values: np.ndarray) -> np.ndarray:
+    return values.argmax(1)

@@ -26,7 +26,7 @@ def test_parity(gate: ParityGate, subject: Subject, judge: Judge) -> None:
         None if gate.min_agreement is None else 100 * gate.min_agreement,
         at_least=True,
         unit="%",
-        text=f"{worst.agreeing:,} of {worst.samples:,} test samples have the same largest output",
+        text=f"{worst.agreeing:,.10g} of {worst.samples:,} test samples have the same largest output",
         details={"samples": worst.samples},
     )
     for check, comparisons, limit in (

@@ -125,7 +125,7 @@ def heal(
         loader: Training batches.
         loss: Cross entropy if None.
         teacher: The dense program.
-        plan: The plan by which `program` was made from `teacher`; with both, the remaining weights are refitted first.
+        plan: The plan by which `program` was made from `teacher`; for the methods `ridge` and `both`.
         validation: Chooses the start and the best epoch.
         metric: One score per sample.
         progress: Called as `progress(done, total, **info)`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ..data import Loader, LossFn, MetricFn
@@ -53,15 +54,15 @@ def heal(
 ) -> HealResult:
     """Repairs a pruned network without training, then fine-tunes it, with distillation if there is a teacher.
 
-    The repairs are the reconstruction of its layers from the dense network (`ridge.reconstruct`) and the re-estimation
-    of batch-norm statistics; training starts from the best of what they give, together or alone.
+    The repairs are the re-estimation of batch-norm statistics and, by `settings.method`, the reconstruction of layers
+    from the dense network (`ridge.reconstruct`); training starts from the best of what they give, together or alone.
 
     Args:
         program: Stays as it is.
         train: Training batches.
         loss: Mean loss of a batch.
         teacher: Network to distil from: the dense one.
-        keep: Kept units by group name, by which `program` was made from `teacher`; without it nothing is reconstructed.
+        keep: Kept units by group name, by which `program` was made from `teacher`; what reconstruction needs.
         settings: Of the repairs and the training.
         validation: Chooses the start and the best epoch.
         metric: One score per sample.
@@ -70,16 +71,23 @@ def heal(
         progress: Told after every step.
 
     Raises:
-        UserError: See `fit`.
+        UserError: See `fit`; or the method needs a teacher and a plan.
     """
     settings = settings or HealSettings()
+    if settings.method != "train" and (teacher is None or keep is None):
+        raise UserError(
+            f"healing by method {settings.method} needs the dense network and the plan",
+            where="heal",
+            why="the remaining weights are refitted to what the dense layers compute",
+            hint="pass teacher=program and plan=plan, or take method='train'",
+        )
     found = candidates(
         program,
         train,
         samples=samples,
         dense=teacher,
         keep=keep,
-        reconstruct_samples=settings.reconstruct_samples,
+        reconstruct_samples=settings.reconstruct_samples if settings.method != "train" else 0,
         ridge=settings.ridge,
     )
     best, *others = choose(found, train, loss, validation=validation, metric=metric, samples=samples)
@@ -87,7 +95,7 @@ def heal(
         best.program,
         train,
         loss,
-        settings,
+        settings.training(),
         teacher=teacher,
         validation=validation,
         metric=metric,

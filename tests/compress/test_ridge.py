@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.compress.heal.heal import heal
 from secateur.compress.heal.ridge import reconstruct
+from secateur.compress.heal.settings import HealSettings
+from secateur.errors import UserError
 from secateur.passes.capture import capture
 from secateur.passes.program import Program
 from secateur.passes.prune import apply
@@ -150,3 +153,21 @@ def test_pixels_are_drawn_where_there_are_many(monkeypatch: pytest.MonkeyPatch) 
     keep = {"first": np.arange(5)}
     refitted = reconstruct(program, apply(program, keep), keep, loader, ridge=1e-12)
     torch.testing.assert_close(_out(refitted, x), _out(program, x), rtol=0, atol=1e-5)
+
+
+def test_healing_by_ridge_trains_nothing_and_keeps_the_best_repair() -> None:
+    torch.manual_seed(4)
+    program, x, loader = _program(_TwoConvs(nn.Sequential(nn.Flatten(), nn.Linear(6 * 16, 5))), 3, 4, 4)
+    labels = [(batch, _out(program, batch).argmax(1)) for batch, _ in loader]
+    keep = {"first": range(5)}
+    settings = HealSettings(method="ridge", epochs=3, ridge=1e-12)
+    result = heal(apply(program, keep), labels, teacher=program, keep=keep, settings=settings, validation=labels)
+    assert list(result.starts) == ["pruned", "reconstructed"] and result.start == "reconstructed"
+    assert len(result.history) == 1 and result.history[0]["metric"] == 1.0
+    torch.testing.assert_close(_out(result.program, x), _out(program, x), rtol=0, atol=1e-5)
+
+
+def test_ridge_without_a_plan_says_what_to_pass() -> None:
+    program, _, loader = _program(nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 6)), 7)
+    with pytest.raises(UserError, match="needs the dense network and the plan"):
+        heal(program, loader, settings=HealSettings(method="both"))

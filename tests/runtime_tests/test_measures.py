@@ -53,14 +53,14 @@ def test_a_comparison_over_batches_is_that_of_the_whole():
     assert whole.max_error == pytest.approx(np.abs(a - b).max())
 
 
-def test_a_sample_agrees_only_if_all_its_positions_do():
-    a = np.zeros((2, 3, 4))
-    a[..., 0] = 1
+def test_classes_lie_along_axis_1_and_every_position_counts():
+    a = np.zeros((2, 4, 3))
+    a[:, 0] = 1
     b = a.copy()
-    b[1, 2] = [0, 5, 0, 0]
+    b[1, :, 2] = [0, 5, 0, 0]
     both = Comparison()
     both.update(a, b)
-    assert both.agreeing == 1
+    assert both.agreeing == pytest.approx(1 + 2 / 3)
 
 
 def test_values_that_are_not_finite_are_counted_and_do_not_hide():
