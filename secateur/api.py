@@ -48,7 +48,7 @@ def rank(
     loader: Loader | None = None,
     loss: LossFn | None = None,
     *,
-    method: str = "hap",
+    method: str = "gate-ggn",
     **options: Any,
 ) -> Sensitivity:
     """Estimates for every unit how much the loss rises if it is removed.

@@ -53,7 +53,7 @@ class RankSpec(Section):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    method: str = "hap"
+    method: str = "gate-ggn"
     samples: int = Field(default=512, ge=1)
     probes: int = Field(default=64, ge=2)
     verify: int = Field(default=0, ge=0)

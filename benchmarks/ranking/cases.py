@@ -52,7 +52,7 @@ def all_cases(samples: int, quick: bool) -> list[Case]:
     """
     seeds = 1 if quick else 3
     few = {"samples": samples}
-    cases = [Case("random", "random", seeds=seeds), Case("magnitude", "magnitude"), Case("bn-scale", "bn_scale")]
+    cases = [Case("random", "random", seeds=seeds), Case("magnitude", "magnitude"), Case("bn-scale", "bn-scale")]
     for data, suffix in (("calibration", ""), ("train", ", augmented")):
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("taylor", "oba", "sosp", "obd")]
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("gate-fisher", "gate-ggn", "ggn")]

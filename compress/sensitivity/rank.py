@@ -37,7 +37,7 @@ def rank(
     loader: Loader | None = None,
     loss: LossFn | None = None,
     *,
-    method: str = "hap",
+    method: str = "gate-ggn",
     seed: int = 0,
     samples: int = 512,
     probes: int = 64,

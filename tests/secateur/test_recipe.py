@@ -22,7 +22,7 @@ def refusal(tmp_path, text, **overrides):
 
 def test_defaults_are_filled_in_and_round_trip(tmp_path):
     recipe = load_recipe(write(tmp_path, yaml_text.MINIMAL))
-    assert recipe.rank.method == "hap" and recipe.target == "ort-cpu"
+    assert recipe.rank.method == "gate-ggn" and recipe.target == "ort-cpu"
     write_yaml(recipe.model_dump(mode="json"), tmp_path / "resolved.yaml")
     again = parse_recipe(read_yaml(tmp_path / "resolved.yaml", what="recipe"), where="resolved.yaml")
     assert again == recipe
