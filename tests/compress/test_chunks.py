@@ -44,7 +44,7 @@ def test_smaller_chunks_give_the_same_scores(method, limit, chunk):
 def test_later_batches_are_cut_at_once():
     program, (x, y) = small_program(), data()
     loss, seen = loss_that_needs_memory(3)
-    rank(program, batches(x, y, 6), loss, probes=2)
+    rank(program, batches(x, y, 6), loss, method="hap", probes=2)
     assert seen == [6, 3, 3, 3, 3]
 
 
@@ -52,7 +52,14 @@ def test_progress_never_exceeds_its_total():
     program, (x, y) = small_program(), data()
     loss, _ = loss_that_needs_memory(3)
     steps = []
-    rank(program, batches(x, y, 6), loss, probes=4, progress=lambda done, total, **info: steps.append((done, total)))
+    rank(
+        program,
+        batches(x, y, 6),
+        loss,
+        method="hap",
+        probes=4,
+        progress=lambda done, total, **info: steps.append((done, total)),
+    )
     assert steps[-1] == (8, 8) and all(a <= b for a, b in itertools.pairwise(steps))
 
 
@@ -60,7 +67,7 @@ def test_one_sample_that_does_not_fit_is_an_error():
     program, (x, y) = small_program(), data()
     loss, seen = loss_that_needs_memory(0)
     with pytest.raises(EnvironmentLacksError, match="memory does not suffice"):
-        rank(program, batches(x, y, 12), loss, probes=2)
+        rank(program, batches(x, y, 12), loss, method="hap", probes=2)
     assert seen == [12, 6, 3, 2, 1]
 
 

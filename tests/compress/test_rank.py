@@ -35,7 +35,7 @@ def loader(n=6, size=3):
 
 
 def hap(program, data=None, loss=F.cross_entropy, **options):
-    return rank(program, loader() if data is None else data, loss, probes=2, **options)
+    return rank(program, loader() if data is None else data, loss, method="hap", probes=2, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -104,20 +104,20 @@ def test_values_out_of_range_are_named(options):
     program, (x, y) = small_program(), data()
     (name,) = options
     with pytest.raises(UserError, match=f"{name} must be a share") as caught:
-        rank(program, batches(x, y, 12), F.cross_entropy, probes=2, **options)
+        rank(program, batches(x, y, 12), F.cross_entropy, method="hap", probes=2, **options)
     assert caught.value.where == f"rank.{name}"
 
 
 def test_hap_stops_and_says_how_sure_it_is():
     program, (x, y) = small_program(), data()
-    stopped = rank(program, batches(x, y, 5), F.cross_entropy, probes=2000, stop=0.85)
+    stopped = rank(program, batches(x, y, 5), F.cross_entropy, method="hap", probes=2000, stop=0.85)
     used = stopped.facts["probes"]
     assert LEAST <= used < 2000 and stopped.facts["most_probes"] == 2000
     assert 0 < stopped.facts["misplaced"] <= 0.15 and stopped.facts["keep"] == 0.5
     # The same as that many probes from the start.
-    same = rank(program, batches(x, y, 5), F.cross_entropy, probes=used)
+    same = rank(program, batches(x, y, 5), F.cross_entropy, method="hap", probes=used)
     np.testing.assert_allclose(flat(same), flat(stopped), rtol=1e-12)
     np.testing.assert_allclose(flat(same, "std_error"), flat(stopped, "std_error"), rtol=1e-12)
     assert same.facts["misplaced"] == pytest.approx(stopped.facts["misplaced"])
-    bounded = rank(program, batches(x, y, 5), F.cross_entropy, probes=9, stop=0.999)
+    bounded = rank(program, batches(x, y, 5), F.cross_entropy, method="hap", probes=9, stop=0.999)
     assert bounded.facts["probes"] == 9 and bounded.facts["misplaced"] > 0.001
