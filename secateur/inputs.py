@@ -85,7 +85,8 @@ def load_data(spec: DataSpec) -> Data:
             )
     if found["calibration"] is None:
         found["calibration"] = found["train"]
-    return Data(**{name: loader if loader is None else CheckedLoader(loader, name) for name, loader in found.items()})
+    given = {name: CheckedLoader(loader, name) for name, loader in found.items() if loader is not None}
+    return Data(given["train"], given["calibration"], given.get("validation"), given["test"])
 
 
 def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:
