@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
 from ..data import Loader, LossFn, MetricFn, scalar_loss
-from ..sensitivity.batches import read_batches
+from ..sensitivity.batches import Batch, read_batches
 from .bn import reestimate_batch_norm
 from .device import device_of
 from .evaluate import evaluate
@@ -23,6 +23,9 @@ PRUNED = "pruned"
 BATCH_NORM = "batch norm re-estimated"
 RECONSTRUCTED = "reconstructed"
 BOTH = "reconstructed, batch norm re-estimated"
+
+_MOST_JUDGED = 1024
+"""Training samples that are held to judge the candidates by."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,18 @@ def choose(
         scores = {name: evaluate(program, validation, metric).metric for name, program in found.items()}
         starts = [Start(name, program, scores[name]) for name, program in found.items()]
         return tuple(sorted(starts, key=lambda start: -scores[start.name]))
-    losses = {name: _training_loss(program, train, loss, samples) for name, program in found.items()}
+    # Read once: a loader that shuffles or augments would give every candidate other data.
+    first = next(iter(found.values()))
+    batches = read_batches(train, min(samples, _MOST_JUDGED), first, device_of(first.module()))
+    losses = {name: _mean_loss(program, batches, loss) for name, program in found.items()}
     return tuple(Start(name, found[name], None) for name in sorted(losses, key=lambda name: losses[name]))
 
 
-def _training_loss(program: Program, train: Loader, loss: LossFn, samples: int) -> float:
-    """Mean loss on the first training samples; infinite where it is not finite."""
+def _mean_loss(program: Program, batches: Sequence[Batch], loss: LossFn) -> float:
+    """Mean loss per sample; infinite where it is not finite."""
     total = count = 0.0
     with eval_mode(program.module()), torch.inference_mode():
-        for batch in read_batches(train, samples, program, device_of(program.module())):
+        for batch in batches:
             output = program.module()(*batch.args, **batch.kwargs)
             total += float(scalar_loss(loss, output, batch.target)) * batch.size
             count += batch.size

@@ -17,6 +17,7 @@ from secateur.compress.heal.distill import distillation_loss
 from secateur.compress.heal.evaluate import cross_entropy, evaluate, top1
 from secateur.compress.heal.heal import heal
 from secateur.compress.heal.settings import HealSettings, TrainSettings, learning_rate
+from secateur.compress.heal.start import choose
 from secateur.compress.heal.train import fit, make_optimizer
 from secateur.errors import UserError
 from secateur.passes.capture import capture
@@ -291,6 +292,18 @@ def test_healing_without_validation_starts_from_the_lowest_training_loss() -> No
     result = heal(_program(), Loader(), settings=_heal_settings())
     losses = {n: evaluate(p, Loader(), top1, cross_entropy).loss for n, p in result.starts.items()}
     assert result.start == min(losses, key=lambda name: losses[name] or 0.0)
+
+
+def test_candidates_are_judged_on_the_same_samples() -> None:
+    program, reads = _program(), []
+
+    class Counted(Loader):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            reads.append(1)
+            return super().__iter__()
+
+    choose({"a": program, "b": program}, Counted(), cross_entropy, validation=None, metric=top1, samples=64)
+    assert len(reads) == 1
 
 
 def test_evaluation_weighs_samples_not_batches() -> None:
