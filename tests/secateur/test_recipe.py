@@ -50,11 +50,11 @@ def test_options_of_the_ranking_method_stand_in_its_section_and_round_trip(tmp_p
     [
         ("{method: magnitud}", "unknown ranking method 'magnitud' (did you mean magnitude?)"),
         ("{method: 3}", "rank.method"),
-        ("{layerwis: true}", "unknown option 'layerwis' of ranking method hap (did you mean layerwise?)"),
+        ("{method: hap, layerwis: true}", "unknown option 'layerwis' of ranking method hap (did you mean layerwise?)"),
         ("{sample: 3}", "did you mean samples?"),
         ("{verfy: 3}", "did you mean verify?"),
         ("{method: magnitude, layerwise: true}", "unknown option 'layerwise' of ranking method magnitude"),
-        ("{layerwise: sometimes}", "layerwise cannot be 'sometimes'"),
+        ("{method: hap, layerwise: sometimes}", "layerwise cannot be 'sometimes'"),
         ("{samples: 0}", "rank.samples"),
         ("{probes: 1}", "rank.probes"),
         ("{verify: 3}", "rank.verify"),
