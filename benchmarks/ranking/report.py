@@ -49,7 +49,7 @@ def cut_tables(cuts: Sequence[Cut], dense: float) -> list[str]:
     """Accuracy after the cut, one table for kept streams and one for free ones."""
     lines = []
     for streams in STREAMS:
-        here = [cut for cut in cuts if cut.streams == streams]
+        here = [cut for cut in cuts if cut.streams == streams and cut.resource == "macs"]
         if not here:
             continue
         removals = sorted({cut.removed for cut in here})
