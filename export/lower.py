@@ -33,6 +33,7 @@ from .lower_fallback import lower_by_exporter
 from .node_facts import TensorFact, gather_facts
 from .onnx_builder import ValueSpec
 from .targets import Target
+from .tensorrt.half import to_half
 
 OPS: Mapping[str, OpLowering] = {
     **lower_ops_conv.OPS,
@@ -54,11 +55,13 @@ class Lowered:
         model: The ONNX model, checked.
         fallbacks: Nodes that took the torch exporter's translation.
         rewrites: Subgraphs that were lowered to an equal but faster form, by node.
+        half: ONNX nodes that compute in FP16.
     """
 
     model: onnx.ModelProto
     fallbacks: tuple[Fallback, ...]
     rewrites: tuple[str, ...] = ()
+    half: tuple[str, ...] = ()
 
 
 def lower(program: Program, target: Target) -> onnx.ModelProto:
@@ -79,7 +82,7 @@ def lower(program: Program, target: Target) -> onnx.ModelProto:
 
 def lower_program(program: Program, target: Target) -> Lowered:
     """`lower`, with a report of what was done differently."""
-    ctx = Lowering(program, gather_facts(program), target.opset)
+    ctx = Lowering(program, gather_facts(program), target.opset, target.dialect)
     inputs = _declare_inputs(ctx)
     names = output_names(program)
     result = next(node for node in program.graph.nodes if node.op == "output")
@@ -90,9 +93,14 @@ def lower_program(program: Program, target: Target) -> Lowered:
     leaves = _output_leaves(program)
     outputs = [(_output_value(ctx, leaf), _spec(ctx, name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
     model = ctx.builder.finish(inputs, outputs, opset=target.opset, graph_name="main")
+    half: tuple[str, ...] = ()
+    if target.half:
+        converted = to_half(model)
+        model, half = converted.model, converted.half
     check_onnx(model)
     kept = {node.name for node in model.graph.node}
-    return Lowered(model, tuple(ctx.fallbacks), tuple(text for name, text in ctx.rewrites.items() if name in kept))
+    rewrites = tuple(text for name, text in ctx.rewrites.items() if name in kept)
+    return Lowered(model, tuple(ctx.fallbacks), rewrites, half)
 
 
 def output_names(program: Program) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class Lowering:
         program: What is lowered.
         facts: Types and shapes of every node.
         opset: ONNX operator set.
+        dialect: Which Q/DQ the target's runtime fuses and accepts; see `Target`.
         builder: The graph under construction.
         env: Lowered values by fx node. A symbolic size is an int64 tensor of shape [1].
         fallbacks: Nodes that took the exporter's translation.
@@ -45,6 +46,7 @@ class Lowering:
     program: Program
     facts: Facts
     opset: int
+    dialect: str = "onnxruntime"
     builder: GraphBuilder = field(default_factory=GraphBuilder)
     env: dict[fx.Node, Value] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)

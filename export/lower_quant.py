@@ -1,8 +1,9 @@
 """Lowering of fake quantisation: QuantizeLinear/DequantizeLinear pairs, and layers with integer weights.
 
 The codes and scales written are those that the fake-quantised program computes with. Placement is the program's; what
-is decided here is the form that onnxruntime fuses into integer kernels: int8 weights behind a per-channel
-DequantizeLinear, a float bias for Conv (the runtime quantises it itself) and an int32 bias for Gemm (it does not).
+is decided here is the form that the runtime fuses into integer kernels: int8 weights behind a per-channel
+DequantizeLinear, and a float bias for Conv. onnxruntime quantises that one itself, but wants an int32 bias for Gemm;
+TensorRT rejects int32 and takes floats everywhere.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def quant_conv(ctx: Lowering, node: fx.Node, module: Any) -> Value:
 
 
 def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
-    """`QuantLinear`: Gemm of an int8 weight and an int32 bias on matrices, else MatMul and a float bias."""
+    """`QuantLinear`: Gemm of an int8 weight on matrices (its bias is the dialect's), else MatMul and a float bias."""
     source = node.args[0]
     quantizer = feeding_quantizer(ctx, source)
     x = ctx.value(source)
@@ -124,7 +125,9 @@ def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
     weight, scales = integer_weight(ctx, node, module)
     inputs = [x, weight]
     if module.bias is not None:
-        bias = None if quantizer is None else _integer_bias(ctx, node, module, scales, ctx.module(quantizer))
+        bias = None
+        if quantizer is not None and ctx.dialect != "tensorrt":
+            bias = _integer_bias(ctx, node, module, scales, ctx.module(quantizer))
         inputs.append(bias or ctx.parameter(f"{node.target}.bias", module.bias))
     return ctx.emit(node, "Gemm", inputs, transB=1)
 

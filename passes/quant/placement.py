@@ -188,15 +188,22 @@ class _Placer:
         for node in self.nodes:
             if node not in self.whole and node not in self.partial:
                 continue
-            sources = _tensor_inputs(node)
-            moved = kind_of(node) is Kind.MOVE and bool(sources) and sources[0] in self.whole
-            owners[node] = owners[sources[0]] if moved else node
+            start = self.moved_from(node)
+            owners[node] = node if start is None else owners[start]
             if not _is_float(node):
                 continue
             readers = None if node in self.whole else frozenset(self.partial[node])
             from_kernel = node in self.quantized or kind_of(node) is not Kind.FLOAT
             found[node] = QuantValue(owners[node], node in non_negative, readers, from_kernel)
         return found
+
+    def moved_from(self, node: fx.Node) -> fx.Node | None:
+        """The quantised value whose codes a movement hands on, possibly through movements that carry no quantiser."""
+        while kind_of(node) is Kind.MOVE and (sources := _tensor_inputs(node)):
+            node = sources[0]
+            if node in self.whole:
+                return node
+        return None
 
     def non_negative(self) -> set[fx.Node]:
         """Values that cannot be negative."""
