@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 COPY := .build/lib
+# Processes that run the tests side by side.
+JOBS ?= 2
 
 .PHONY: demo test lint types layers format clean
 
@@ -14,7 +16,7 @@ demo: .venv/.demo
 	$(BIN)/secateur compile examples/digits.yaml --out runs/demo --resume
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -25,7 +25,9 @@ def pytest_configure(config):
         os.environ["SECATEUR_CACHE"] = str(cache.mkdir("secateur"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    _share_out(config, items)
     run_slow = config.getoption("--run-slow") or "slow" in (config.option.markexpr or "")
     has_gpu = torch.cuda.is_available()
     for item in items:
@@ -33,6 +35,17 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
         if "gpu" in item.keywords and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="gpu: there is no CUDA device"))
+
+
+def _share_out(config, items):
+    """With several processes (`-n 2 --dist loadgroup`) a file stays in one, for its fixtures; a page of the guide is long
+    and shares nothing, so each goes by itself, and before all else: what is short evens out the end."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    items.sort(key=lambda item: "page" not in getattr(item, "fixturenames", ()))
+    for item in items:
+        name = item.nodeid if "page" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)
