@@ -1,24 +1,36 @@
-"""Mask: the oracle of `apply`. Full size, removed units silenced where they are read."""
+"""Mask: the oracle of `apply`. Full size, removed units silenced where they are read, implanted filters replaced."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from .implant import replace_filters
+from .implant_form import Implants
 from .labels.analysis import Analysis
 from .labels.flow import canonical_names
 from .labels.selection import Keep, check_keep
 from .program import Program
 
 
-def mask(program: Program, keep: Keep, *, analysis: Analysis | None = None) -> Program:
+def mask(
+    program: Program,
+    keep: Keep,
+    *,
+    implants: Implants | None = None,
+    init: str = "center",
+    analysis: Analysis | None = None,
+) -> Program:
     """The program at full size, with removed units silenced: the weights that read them are zero.
 
-    Computes the same function as `apply(program, keep)`.
+    Computes the same function as `apply(program, keep)`. With implants, the filters of implanted units are replaced by
+    those that their stand-ins amount to: the same function as `implant(program, implants, keep=keep)`.
 
     Args:
         program: The program; not changed.
         keep: Kept units by group name; groups that are not named are kept whole.
+        implants: What stands in for which units, by group name.
+        init: Weights of the stand-ins; see `implant`.
         analysis: Analysis of the program, if made with other rules than the built-in ones.
 
     Raises:
@@ -41,4 +53,6 @@ def mask(program: Program, keep: Keep, *, analysis: Analysis | None = None) -> P
                 tensor = by_name[member.tensor]
                 with torch.no_grad():
                     tensor.index_fill_(member.axis, index.to(tensor.device), 0)
+    if implants:
+        replace_filters(silenced, implants, init)
     return silenced
