@@ -172,7 +172,9 @@ class _Placer:
         """Operands of an addition that carry a quantiser if another one comes straight from an integer convolution."""
         if operation(node) != "add":
             return []
-        straight = [s for s in sources if s in self.quantized and len(_readers(s)) == 1]
+        # Kernels of linear layers do not take the addition in, and its other operand would lose precision for nothing.
+        convs = [s for s in sources if s in self.quantized and isinstance(self.layers[s], _ConvNd)]
+        straight = [s for s in convs if len(_readers(s)) == 1]
         if not straight:
             return []
         # Two convolutions: the deeper one is the residual branch, and it is the one that the addition is fused into.
