@@ -20,6 +20,9 @@ LossFn = Callable[[Any, Any], Tensor]
 MetricFn = Callable[[Any, Any], Tensor]
 """`metric(output, target)` -> one score per sample, shape [batch]; higher is better."""
 
+_IGNORED = -100
+"""The label that `torch.nn.functional.cross_entropy` leaves out."""
+
 
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     """Splits a batch into positional inputs, keyword inputs and target.
@@ -91,17 +94,37 @@ def scalar_loss(loss: LossFn, output: Any, target: Any) -> Tensor:
     return value.reshape(())
 
 
+def check_labels(target: Any, classes: int) -> None:
+    """Checks that integer targets are classes of the network; -100, which cross entropy ignores, passes.
+
+    Args:
+        target: Class indices [batch, …]; anything else passes.
+        classes: Number of the network's outputs.
+
+    Raises:
+        UserError: Names the first label that is none, its place in the batch, and the range of the batch.
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point() or not target.numel():
+        return
+    wrong = ((target < 0) & (target != _IGNORED)) | (target >= classes)
+    if not bool(wrong.any()):
+        return
+    place = wrong.nonzero()[0].tolist()
+    raise UserError(
+        "labels are out of range",
+        where="data factory, target",
+        why=f"target[{', '.join(map(str, place))}] of the batch is {int(target[tuple(place)])}; labels go from "
+        f"{int(target.min())} to {int(target.max())}, the network has {classes} outputs (0 to {classes - 1})",
+        hint="count labels from 0, and check that model and data have the same classes",
+    )
+
+
 def _loss_error(output: Any, target: Any, error: Exception) -> UserError:
-    classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else None
-    if classes and isinstance(target, Tensor) and target.numel() and not target.is_floating_point():
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= classes:
-            return UserError(
-                "labels are out of range",
-                where="data factory, target",
-                why=f"labels go from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})",
-                hint="count labels from 0, and check that model and data have the same classes",
-            )
+    if isinstance(output, Tensor) and output.ndim > 1:
+        try:
+            check_labels(target, output.shape[1])
+        except UserError as wrong:
+            return wrong
     return UserError(
         "the loss fails on the network's output",
         where="loss",

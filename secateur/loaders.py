@@ -21,7 +21,7 @@ class CheckedLoader:
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
-        self._loader, self._name = loader, name
+        self._loader, self.loader_name = loader, name
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise UserError(
                 f"the {name!r} loader cannot be iterated over",
@@ -44,7 +44,7 @@ class CheckedLoader:
             raise
         except Exception as error:
             raise UserError(
-                f"the {self._name!r} loader failed: {type(error).__name__}: {error}",
+                f"the {self.loader_name!r} loader failed: {type(error).__name__}: {error}",
                 where=innermost_line(error),
                 hint="read the loader once by itself and mend what fails there",
             ) from error

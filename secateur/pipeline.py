@@ -75,7 +75,7 @@ def compile(
         UserError: Bad input, or a budget that cannot be met.
     """
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(recipe, overrides, note=(reporter or Silent()).note)
     run = RunDirectory(out)
     with run.locked(), disk_errors(run.path):
         if force:

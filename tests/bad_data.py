@@ -23,6 +23,15 @@ def labels_out_of_range():
     return {**tiny_recipe.loaders(), "train": wrong, "calibration": wrong}
 
 
+def wrong_test_labels():
+    good = tiny_recipe.batches(64, 1)
+    return {**tiny_recipe.loaders(), "test": [*good, (good[0][0], good[0][1] + 3)]}
+
+
+def wrong_validation_labels():
+    return {**tiny_recipe.loaders(), "validation": [(x, y - 2) for x, y in tiny_recipe.batches(64, 1)]}
+
+
 def nan_inputs():
     wrong = [(x * float("nan"), y) for x, y in tiny_recipe.batches(64, 1)]
     return {**tiny_recipe.loaders(), "train": wrong, "calibration": wrong}

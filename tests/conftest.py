@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _share_out(config, items):
-    """With several processes (`-n 2 --dist loadgroup`) a file stays in one, for its fixtures; a page of the guide is long
-    and shares nothing, so each goes by itself, and before all else: what is short evens out the end."""
+    """With several processes (`-n 2 --dist loadgroup`) a file stays in one, for its fixtures; a page of the guide is
+    long and shares nothing, so each goes by itself, and before all else: what is short evens out the end."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     items.sort(key=lambda item: "page" not in getattr(item, "fixturenames", ()))

@@ -10,7 +10,8 @@ from ..compress.plan import Plan
 from ..compress.sensitivity.table import Sensitivity
 from ..compress.sensitivity.verify import Verification
 from ..errors import UserError
-from ..recipe_file import read_yaml
+from ..recipe import Recipe
+from ..recipe_file import parse_recipe, read_yaml
 from ..run_directory import RunDirectory
 from ..steps import PLAN, STEPS
 from ..verdict import Verdict
@@ -41,7 +42,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
             why=f"step {missing[0]} has not finished",
             hint=f"secateur export {source}",
         )
-    recipe = read_yaml(run.recipe_file, what="resolved recipe")
+    recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
     verdict = _verdict(run)
     table, verification = load_ranking(run.folder(STEPS["rank"].folder))
     return ReportData(
@@ -50,7 +51,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
         stages=[Stage(**row) for row in stages(facts, verdict.gates if verdict else ())],
         groups=list(_groups(run, table)),
         verdict=verdict,
-        metric=recipe["metric"],
+        metric=recipe.metric,
         score_unit=table.unit,
         verification=_scatter(verification) if verification else None,
         facts=list(_facts(manifest, facts, recipe)),
@@ -93,12 +94,10 @@ def _scatter(verification: Verification) -> Scatter:
     )
 
 
-def _facts(
-    manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _facts(manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key, value in manifest.get("environment", {}).items():
         yield key, " ".join(value) if isinstance(value, list) else str(value)
-    yield "seed", str(recipe["seed"])
+    yield "seed", str(recipe.seed)
     rank = facts["rank"]
     yield (
         "ranking",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, first_line, run_batch, shapes_of, split_batch
+from ..data import Loader, LossFn, MetricFn, check_labels, first_line, run_batch, shapes_of, split_batch
 from .device import device_of, to_device
 
 
@@ -56,10 +56,11 @@ def evaluate(
     scores = squares = losses = 0.0
     samples = 0
     with eval_mode(module) if module is not None else nullcontext(), torch.inference_mode():
-        for batch in loader:
+        for number, batch in enumerate(loader):
             args, kwargs, target = to_device(split_batch(batch), device)
             output = run_batch(call, args, kwargs)
-            score = _score(metric, output, target, _lengths((args, kwargs)))
+            with _located(loader, number):
+                score = _score(metric, output, target, _lengths((args, kwargs)))
             samples += score.numel()
             scores += float(score.double().sum())
             squares += float(score.double().square().sum())
@@ -81,16 +82,7 @@ def cross_entropy(output: Any, target: Any) -> Tensor:
         UserError: The output is no tensor of logits, or a label is not a class of the model.
     """
     _check_logits(output)
-    classes = output.shape[1]
-    if not target.is_floating_point() and target.numel():
-        low, high = int(target.min()), int(target.max())
-        if (low < 0 and low != -100) or high >= classes:
-            raise UserError(
-                "a label is out of range",
-                where="data",
-                why=f"labels go from {low} to {high}, the model has {classes} classes",
-                hint="number the classes from 0, or use the model that was trained on these labels",
-            )
+    check_labels(target, output.shape[1])
     return F.cross_entropy(output.float(), target)
 
 
@@ -98,11 +90,24 @@ def top1(output: Any, target: Any) -> Tensor:
     """1.0 where the largest logit is that of the label, else 0.0: [batch].
 
     Raises:
-        UserError: The output is no tensor of logits.
+        UserError: The output is no tensor of logits, or a label is not a class of the model.
     """
     _check_logits(output)
+    check_labels(target, output.shape[1])
     hits = (output.argmax(1) == target).float()
     return hits if hits.ndim == 1 else hits.flatten(1).mean(1)
+
+
+@contextmanager
+def _located(loader: Loader, number: int) -> Iterator[None]:
+    """Adds to an error which batch of which loader it concerns."""
+    try:
+        yield
+    except UserError as error:
+        name = getattr(loader, "loader_name", "")
+        place = f"batch {number} of the {name!r} loader" if name else f"batch {number} of the loader"
+        where = f"{error.where}, {place}" if error.where else place
+        raise UserError(error.what, where=where, why=error.why, hint=error.hint, code=error.code) from error.__cause__
 
 
 def _score(metric: MetricFn, output: Any, target: Any, lengths: set[int]) -> Tensor:

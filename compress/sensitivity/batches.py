@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import UserError
 from ...passes.program import Program
-from ..data import Loader, LossFn, first_line, out_of_memory, scalar_loss, shapes_of, split_batch
+from ..data import Loader, LossFn, run_batch, scalar_loss, split_batch
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def batch_loss(program: Program, loss: LossFn, batch: Batch) -> Tensor:
     Raises:
         UserError: The network or the loss fails on the batch, labels are out of range, or the loss is no finite scalar.
     """
-    output = network_output(program.graph_module, batch, program)
+    output = run_batch(program.graph_module, batch.args, batch.kwargs)
     value = scalar_loss(loss, output, batch.target)
     if not bool(torch.isfinite(value)):
         raise UserError(
@@ -73,30 +73,6 @@ def batch_loss(program: Program, loss: LossFn, batch: Batch) -> Tensor:
             hint="evaluate the dense model on this data first",
         )
     return value
-
-
-def network_output(module: nn.Module, batch: Batch, program: Program) -> Any:
-    """What a network computes of a batch.
-
-    Args:
-        module: The network of the program, or one made of it.
-        batch: The batch.
-        program: Says what the inputs should look like.
-
-    Raises:
-        UserError: The network fails on the batch.
-    """
-    try:
-        return module(*batch.args, **batch.kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if out_of_memory(error):
-            raise
-        raise UserError(
-            "the network does not run on a batch of the loader",
-            where="data factory",
-            why=first_line(error),
-            hint=f"the inputs must have the form of the example inputs: {shapes_of(program.example_args)}",
-        ) from error
 
 
 def _batch(raw: Any, limit: int | None, device: torch.device) -> Batch:

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from ...errors import EnvironmentLacksError, UserError
 from ...passes.gates import Gated, insert_gates, refusal
 from ...passes.sample_axis import SampleAxis
-from ..data import out_of_memory
-from .batches import Batch, network_output, read_batches
+from ..data import out_of_memory, run_batch
+from .batches import Batch, read_batches
 from .hvp import differentiable, split_scores
 from .output_hessian import OutputLoss, output_loss, rows_of
 from .request import Request
@@ -228,7 +228,7 @@ class _Run:
 def _run(network: GateNetwork, batch: Batch) -> _Run:
     gates = torch.ones(batch.size, network.gated.units, dtype=network.dtype, device=network.device)
     network.gated.source.values = gates.requires_grad_(torch.is_grad_enabled())
-    output = network_output(network.gated.module, batch, network.request.program)
+    output = run_batch(network.gated.module, batch.args, batch.kwargs)
     leaves, spec = pytree.tree_flatten(output)
     return _Run(gates, leaves, spec)
 

@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from ...errors import EnvironmentLacksError, UserError
 from ...passes.sample_axis import sample_axes
 from ...passes.shapes import eval_mode
-from ..data import out_of_memory
-from .batches import Batch, network_output, read_batches
+from ..data import out_of_memory, run_batch
+from .batches import Batch, read_batches
 from .hvp import Weights
 from .output_hessian import OutputLoss, output_loss, rows_of
 from .positive_root import positive_root
@@ -148,7 +148,7 @@ class _Backward:
     def outputs(self, batch: Batch) -> OutputLoss:
         """The loss of a batch in the outputs."""
         assert self._request.loss is not None
-        output = network_output(self._request.program.graph_module, batch, self._request.program)
+        output = run_batch(self._request.program.graph_module, batch.args, batch.kwargs)
         leaves, spec = pytree.tree_flatten(output)
         return output_loss(self._request.loss, leaves, spec, self._layouts, batch.target, batch.size)
 

@@ -233,6 +233,21 @@ def test_labels_out_of_range_are_named() -> None:
         fit(_program(), [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 4]))], cross_entropy, _settings())
 
 
+@pytest.mark.parametrize(("label", "given"), [(4, "is 4"), (-1, "is -1")])
+def test_an_evaluation_names_the_label_that_is_out_of_range(label: int, given: str) -> None:
+    good = (torch.zeros(3, 3, 8, 8), torch.tensor([0, 1, 3]))
+    loader = [good, (torch.zeros(3, 3, 8, 8), torch.tensor([0, label, 3]))]
+    with pytest.raises(UserError) as caught:
+        evaluate(_program(), loader, top1)
+    assert "batch 1 of the loader" in caught.value.where
+    assert f"target[1] of the batch {given}" in caught.value.why and "4 outputs (0 to 3)" in caught.value.why
+
+
+def test_a_label_that_cross_entropy_ignores_is_no_mistake() -> None:
+    target = torch.tensor([0, -100])
+    assert torch.isfinite(cross_entropy(torch.eye(2), target)) and top1(torch.eye(2), target).tolist() == [1.0, 0.0]
+
+
 def test_gradient_of_distillation() -> None:
     torch.manual_seed(0)
     student = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)

@@ -123,6 +123,14 @@ def test_a_manifest_with_a_step_that_is_none_is_named(tmp_path, steps):
         RunDirectory(tmp_path).record("01-capture")
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_recipe_in_the_run_that_lost_its_end_is_a_usage_error_of_the_report(copy, kept):
+    recipe = copy / "recipe.yaml"
+    recipe.write_text("".join(recipe.read_text().splitlines(keepends=True)[:kept]))
+    code, _, err = secateur("report", copy)
+    assert code == ExitCode.USAGE and "recipe.yaml" in err and "Traceback" not in err, err
+
+
 def test_a_directory_that_is_no_run_is_not_touched(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = secateur("compile", recipe_of(run), "--out", tmp_path, "--force")

@@ -115,3 +115,19 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
 
 def test_an_override_through_a_value_is_refused(tmp_path):
     assert "not a section" in refusal(tmp_path, yaml_text.MINIMAL, **{"version.name": "x"})
+
+
+def test_another_method_on_the_command_line_leaves_out_the_options_of_the_recipes_method(tmp_path):
+    path = write(tmp_path, yaml_text.MINIMAL + "rank: {method: hap, samples: 64, tied: max, layerwise: true}\n")
+    notes: list[str] = []
+    recipe = load_recipe(path, {"rank.method": "gate-ggn"}, note=notes.append)
+    assert recipe.rank.options == {} and recipe.rank.samples == 64
+    assert [note.split(" ")[0] for note in notes] == ["rank.tied", "rank.layerwise"] and "option of hap" in notes[0]
+    kept = load_recipe(path, {"rank.method": "ehap"}, note=notes.append)
+    assert kept.rank.options == {"tied": "max", "layerwise": True} and len(notes) == 2
+    asked = {"rank.method": "gate-ggn", "rank.tied": "max"}  # beside the method, so it is meant, and wrong
+    with pytest.raises(UserError, match="unknown option 'tied'"):
+        load_recipe(path, asked)
+    default = write(tmp_path, yaml_text.MINIMAL + "rank: {draws: 4}\n")
+    assert load_recipe(default, {"rank.method": "taylor"}, note=notes.append).rank.options == {}
+    assert "option of gate-ggn" in notes[-1]

@@ -131,6 +131,8 @@ def test_inspect_says_that_an_onnx_file_is_damaged(tmp_path):
         ("data.factory", "bad_data:empty", "yields no batch"),
         ("data.factory", "bad_data:not_pairs", "(inputs, target)"),
         ("data.factory", "bad_data:labels_out_of_range", "label"),
+        ("data.factory", "bad_data:wrong_test_labels", "batch 2 of the 'test' loader"),
+        ("data.factory", "bad_data:wrong_validation_labels", "batch 0 of the 'validation' loader"),
         ("data.factory", "bad_data:nan_inputs", "the loss is nan"),
         ("model.factory", "bad_data:nan_weights", "NaN"),
         ("loss", "bad_data:vector_loss", "scalar"),
