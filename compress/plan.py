@@ -63,6 +63,9 @@ class Plan:
         unit: What `delta_loss` is measured in: "loss" or "score".
         seed: Seed of the ranking, if it had one.
         settings: Settings of the planner.
+        optimality: Which search found the plan, a proven lower bound of its loss and the gap to it, if it proves one.
+        measured: By cost that is not counted (latency at each batch size, size, memory): what was predicted and, for
+            latency, measured on the rewritten network, as shares of the dense FP32 network.
         program: Fingerprint of the groups that the plan belongs to.
         dense: Cost of the whole network.
         planned: Cost of what the plan leaves.
@@ -83,6 +86,8 @@ class Plan:
     groups: Mapping[str, GroupPlan]
     seed: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    optimality: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Kept units of every group that loses some: the input of `apply` and `mask`."""

@@ -26,7 +26,20 @@ _HEADER = """\
 # params and macs say what a group's cut saves if it is the only one.
 """
 
-_KEYS = ("secateur", "target", "budget", "ranking", "planner", "program", "dense", "planned", "delta_loss", "groups")
+_KEYS = (
+    "secateur",
+    "target",
+    "budget",
+    "ranking",
+    "planner",
+    "program",
+    "dense",
+    "planned",
+    "delta_loss",
+    "optimality",
+    "measured",
+    "groups",
+)
 _GROUP_KEYS = ("action", "keep", "delta_loss", "params", "macs", "reason", "removed")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
@@ -73,6 +86,9 @@ def dumps(plan: Plan) -> str:
         f"dense: {{params: {dense.params}, macs: {dense.macs}}}",
         f"planned: {{params: {planned.params}, macs: {planned.macs}}}  # {share['params']} and {share['macs']}",
         f"delta_loss: {_estimate(plan.delta_loss, plan.std_error)}",
+        *([f"optimality: {_flow(plan.optimality)}"] if plan.optimality else []),
+        *(["measured:"] if plan.measured else []),
+        *(f"  {_flow(name)}: {_flow(found)}" for name, found in plan.measured.items()),
         "groups:" if plan.groups else "groups: {}",
     ]
     lines += [f"  {_flow(name)}: {_group_line(group)}" for name, group in plan.groups.items()]
@@ -114,6 +130,11 @@ def loads(text: str, *, where: str = "plan") -> Plan:
         planned=_cost(raw, "planned", where),
         delta_loss=delta_loss,
         std_error=std_error,
+        optimality=_mapping(raw.get("optimality", {}), f"{where}, optimality"),
+        measured={
+            str(name): _mapping(found, f"{where}, measured, {name}")
+            for name, found in _mapping(raw.get("measured", {}), f"{where}, measured").items()
+        },
         groups={str(name): _read_group(line, f"{where}, groups, {name}") for name, line in groups.items()},
     )
 

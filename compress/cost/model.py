@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
-from ...passes.labels.flow import canonical_names
-from ...passes.labels.groups import Group
-from ...passes.labels.units import shrinking_axis
+from ...passes.labels.flow import shape_of
 from ...passes.program import Program
-
-_Axis = tuple[int, tuple[int, ...]]
-"""Size of an axis: a constant, and for each group how many positions a unit of it takes."""
+from .axes import Axis, AxisReader, varies
+from .terms import Column, Term, product_term
 
 
 @dataclass(frozen=True)
@@ -122,6 +117,16 @@ class CostModel:
         products = sizes[:, self.terms].prod(axis=2)
         return np.stack([products @ self.params, products @ self.macs // self.batch], axis=1)
 
+    def columns(self) -> dict[str, Column]:
+        """The two costs as sums of terms."""
+        found: dict[str, list[Term]] = {"params": [], "macs": []}
+        for row, params, macs in zip(self.terms, self.params, self.macs, strict=True):
+            axes = [(int(self.fixed[i]), tuple(self.slope[i].tolist())) for i in row if i]
+            for name, count in (("params", int(params)), ("macs", int(macs) / self.batch)):
+                if count:
+                    found[name].append(product_term(axes, count))
+        return {name: Column(name, tuple(terms)) for name, terms in found.items()}
+
     @property
     def _position(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.groups)}
@@ -132,20 +137,16 @@ class _Builder:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.groups: Sequence[Group] = program.groups
-        self.names = canonical_names(program.graph_module)
-        self.on_axis: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        for i, group in enumerate(self.groups):
-            for member in group.members:
-                self.on_axis.setdefault((member.tensor, member.axis), []).append((i, member.index.shape[1]))
-        self.axes: dict[_Axis, int] = {(1, (0,) * len(self.groups)): 0}
+        self.reader = AxisReader(program)
+        self.groups = self.reader.groups
+        self.axes: dict[Axis, int] = {self.reader.fixed: 0}
         self.terms: dict[tuple[int, ...], list[int]] = {}
 
     def build(self) -> CostModel:
         for parameter in self.program.graph_module.parameters():
-            self._add(self._sizes(parameter), params=1)
+            self._add(self.reader.tensor(parameter), params=1)
         for layer in _layers(self.program):
-            self._add([*self._sizes(layer.weight), *self._positions(layer)], macs=1)
+            self._add([*self.reader.tensor(layer.weight), *self.reader.positions(layer.node, layer.positions)], macs=1)
         factors = max((len(term) for term in self.terms), default=1)
         terms = [term + (0,) * (factors - len(term)) for term in self.terms]
         counts = np.array(list(self.terms.values()), dtype=np.int64).reshape(-1, 2)
@@ -160,40 +161,14 @@ class _Builder:
             batch=_batch_size(self.program),
         )
 
-    def _sizes(self, tensor: Tensor) -> list[_Axis]:
-        """Axis sizes of a parameter."""
-        name = self.names[id(tensor)]
-        return [self._axis(size, self.on_axis.get((name, axis), ())) for axis, size in enumerate(tensor.shape)]
-
-    def _positions(self, layer: _Layer) -> list[_Axis]:
-        """Axis sizes of the positions of a layer; channels may lie on one of them (a linear layer across tokens)."""
-        axes = [self._axis(size, ()) for size in layer.positions]
-        labels = self.program.analysis.values[layer.node.name]
-        units = self.program.analysis.unit_of[labels.ids.numpy()]
-        axis = shrinking_axis(units) if units.ndim else None
-        if axis is not None and layer.positions[axis] > 1:
-            along = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
-            group = np.searchsorted(self.program.analysis.first_unit, along[along >= 0], side="right") - 1
-            present, counts = np.unique(group, return_counts=True)
-            lies = [(i, n // self.groups[i].width) for i, n in zip(present.tolist(), counts.tolist(), strict=True)]
-            axes[axis] = self._axis(layer.positions[axis], lies)
-        return axes
-
-    def _axis(self, size: int, groups: Sequence[tuple[int, int]]) -> _Axis:
-        slope = [0] * len(self.groups)
-        for i, multiplicity in groups:
-            slope[i] += multiplicity
-        return size - sum(m * g.width for m, g in zip(slope, self.groups, strict=True)), tuple(slope)
-
-    def _add(self, sizes: Sequence[_Axis], params: int = 0, macs: int = 0) -> None:
+    def _add(self, sizes: Sequence[Axis], params: int = 0, macs: int = 0) -> None:
         """Adds a product of axis sizes: a constant times the sizes that depend on widths."""
         constant, term = 1, []
         for axis in sizes:
-            fixed, slope = axis
-            if any(slope):
+            if varies(axis):
                 term.append(self.axes.setdefault(axis, len(self.axes)))
             else:
-                constant *= fixed
+                constant *= axis[0]
         counts = self.terms.setdefault(tuple(sorted(term)), [0, 0])
         counts[0] += params * constant
         counts[1] += macs * constant
@@ -207,11 +182,11 @@ def _layers(program: Program) -> list[_Layer]:
             continue
         module = program.graph_module.get_submodule(str(node.target))
         if isinstance(module, nn.Linear):
-            found.append(_Layer(module.weight, node, (*_shape(node)[:-1], 1)))
+            found.append(_Layer(module.weight, node, (*shape_of(node)[:-1], 1)))
         elif isinstance(module, _ConvNd):
             # Each element of a transposed kernel is used once for every input position, else for every output position.
             at = node.all_input_nodes[0] if isinstance(module, _ConvTransposeNd) else node
-            shape = _shape(at)
+            shape = shape_of(at)
             channel = len(shape) - len(module.kernel_size) - 1
             found.append(_Layer(module.weight, at, (*shape[:channel], 1, *shape[channel + 1 :])))
     return found
@@ -221,8 +196,3 @@ def _batch_size(program: Program) -> int:
     """Samples in the example inputs."""
     leaves = pytree.tree_leaves((program.example_args, dict(program.example_kwargs)))
     return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]), 1)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    value: Any = node.meta["val"]
-    return tuple(int(size) if isinstance(size, torch.SymInt) else size for size in value.shape)

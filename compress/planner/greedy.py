@@ -54,14 +54,14 @@ def cut(problem: Problem, position: np.ndarray, held: int | None = None) -> np.n
     """
     position = position.copy()
     cost = problem.costs(position[None])[0]
-    while (cost > problem.limits).any():
+    while not problem.fits(position[None])[0]:
         moves = np.flatnonzero(position < problem.last)
         moves = moves[moves != held]
         if not len(moves):
             break
         after = problem.costs(position + _one_hot(moves, len(position)))
-        over = np.maximum(cost - problem.limits, 0)
-        gain = (np.minimum(cost - after, over) / np.maximum(over, 1)).sum(axis=1)
+        over = np.maximum(cost - problem.limits, 0.0)
+        gain = (np.minimum(cost - after, over) / np.where(over > 0, over, np.inf)).sum(axis=1)
         rise = _rises(problem, position, position + 1, moves)
         # A move that saves nothing that counts comes last, even if it is free.
         price = np.full(len(moves), np.inf)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, isfinite
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
-from ...errors import BudgetError, UserError, did_you_mean
+from ...errors import UserError, did_you_mean
 from ...export.targets import Target
 from ...passes.program import Program
-from ..budget import Amount, Budget
+from ..budget import Budget
+from ..cost.memory import FLOAT_BYTES, memory_columns, peak
 from ..cost.model import Cost, CostModel
+from ..cost.stopwatch import Stopwatch
 from ..plan import GroupPlan, Plan, fingerprint
 from ..sensitivity.table import Sensitivity
-from .greedy import greedy, threshold
-from .problem import Choice, Problem, make_choices, widths_by_name
+from .frontier import Frontier, frontier
+from .limits import PLANNED, WORDS, Costs
+from .milp import TIME_LIMIT
+from .problem import Choice, make_choices, widths_by_name
+from .rounds import Attempt, attempts, best
+from .search import SEARCHES, chosen
 
-PLANNERS: Mapping[str, Callable[[Problem], np.ndarray]] = {"gain": greedy, "sensitivity": threshold}
-"""Search strategies by name: from a feasible problem to the position of each group in its allowed widths."""
-
-_WORDS = {"params": "parameters", "macs": "multiply-accumulates"}
-"""The budgets that can be planned for, in the order of `CostModel.costs`."""
+MARGIN = 0.03
+"""Share of a latency budget that is kept free by default: two measurements of one network differ by as much."""
 
 
 def plan(
@@ -31,32 +35,187 @@ def plan(
     target: Target,
     budget: Budget,
     floor: float = 0.1,
-    by: str = "gain",
+    by: str = "auto",
     ignore: Sequence[str] = (),
+    stopwatch: Stopwatch | None = None,
+    latency_margin: float = MARGIN,
+    seconds: float = TIME_LIMIT,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Decides how many units every group keeps, so that the budgets hold at the least predicted rise of the loss.
+    """Decides how many units every group keeps, so that all budgets hold at the least predicted rise of the loss.
+
+    With a budget on latency the network as planned is built and measured; if that differs by more than a tenth from the
+    prediction, or breaks the budget, the latency model is corrected by it and the plan is made again.
 
     Args:
         program: The program.
         sensitivity: What `rank` found on it.
         target: Kept widths are multiples of its INT8 alignment, unless a group is kept whole.
-        budget: Limits on parameters or multiply-accumulates, or both; latency, size and accuracy are left to the gates.
+        budget: Limits on parameters, multiply-accumulates, latency, size of the file and activation memory, any of them
+            together; accuracy is left to the gates.
         floor: Share of every group that always stays, 0 to 1.
-        by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold.
+        by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold; `milp` is exact; `auto`
+            is exact where something measured is limited, else `gain`.
         ignore: Patterns of names of groups that stay whole.
+        stopwatch: Measures latency on the target; needed for a budget on it.
+        latency_margin: Share of a latency budget that is kept free, 0 to 1.
+        seconds: Time limit of each exact search.
+        note: Told what was measured.
 
     Returns:
-        A plan for every group, frozen ones too. The same arguments give the same plan.
+        A plan for every group, frozen ones too. The same arguments give the same plan, unless latency is measured.
 
     Raises:
         UserError: No budget to plan for, or an argument out of range.
-        BudgetError: The budget cannot be met; names the nearest that can.
+        BudgetError: The budgets cannot be met; names the nearest that can.
     """
-    if by not in PLANNERS:
+    made = _make(program, sensitivity, target, budget, floor, by, ignore, stopwatch, latency_margin, seconds, note)
+    return made[0]
+
+
+def plan_with_frontier(
+    program: Program,
+    sensitivity: Sensitivity,
+    *,
+    target: Target,
+    budget: Budget,
+    points: int,
+    floor: float = 0.1,
+    by: str = "auto",
+    ignore: Sequence[str] = (),
+    stopwatch: Stopwatch | None = None,
+    latency_margin: float = MARGIN,
+    seconds: float = TIME_LIMIT,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Plan, Frontier]:
+    """`plan`, and the Pareto frontier of predicted loss and the first budget around it.
+
+    Args:
+        points: How many budgets the frontier tries; the other arguments are those of `plan`.
+    """
+    made, attempt, costs = _make(
+        program, sensitivity, target, budget, floor, by, ignore, stopwatch, latency_margin, seconds, note
+    )
+    found = frontier(
+        attempt.problem, attempt.limits, costs.model, unit=sensitivity.unit, points=points, seconds=seconds
+    )
+    return made, found
+
+
+def _make(
+    program: Program,
+    sensitivity: Sensitivity,
+    target: Target,
+    budget: Budget,
+    floor: float,
+    by: str,
+    ignore: Sequence[str],
+    stopwatch: Stopwatch | None,
+    margin: float,
+    seconds: float,
+    note: Callable[[str], None],
+) -> tuple[Plan, Attempt, Costs]:
+    _check_arguments(by, floor, margin)
+    _check_budget(budget)
+    costs = Costs(program, target, stopwatch)
+    choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
+    budgets = frozenset(name for name in PLANNED if budget.amount(name) is not None)
+    search = chosen(by, budgets)
+    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=margin, note=note)
+    attempt = best(made)
+    settings = {"by": by, "floor": floor, "ignore": list(ignore)}
+    return _document(attempt, made, costs, sensitivity, budget, settings), attempt, costs
+
+
+def _document(
+    attempt: Attempt,
+    made: Sequence[Attempt],
+    costs: Costs,
+    sensitivity: Sensitivity,
+    budget: Budget,
+    settings: dict[str, Any],
+) -> Plan:
+    """The plan that an attempt comes to."""
+    problem, position, model = attempt.problem, attempt.solution.position, costs.model
+    dense = model.dense
+    groups = {
+        choice.group.name: _decide(choice, int(place), model, dense, choice.group.name in attempt.dropped)
+        for choice, place in zip(problem.choices, position, strict=True)
+    }
+    seed = sensitivity.facts.get("seed")
+    removed = {name: group.removed for name, group in groups.items()}
+    delta_loss = joint_rise(sensitivity, removed)
+    return Plan(
+        target=costs.target.name,
+        budget=budget.given(),
+        method=sensitivity.method,
+        unit=sensitivity.unit,
+        seed=seed if isinstance(seed, int) else None,
+        settings={**settings, "align": costs.target.align_int8},
+        program=fingerprint(costs.program.groups),
+        dense=dense,
+        planned=model.cost(widths_by_name(problem, position)),
+        delta_loss=_rounded(delta_loss),
+        std_error=_rounded(sum(group.std_error**2 for group in groups.values()) ** 0.5),
+        groups=groups,
+        optimality=_optimality(attempt),
+        measured=_measured(attempt, made, costs, budget),
+    )
+
+
+def joint_rise(sensitivity: Sensitivity, removed: Mapping[str, Sequence[int]]) -> float:
+    """Predicted rise of the loss without these units: with their interactions where the method gives them."""
+    if sensitivity.interactions is None:
+        return float(
+            sum(sensitivity.groups[name].delta_loss[list(units)].sum() for name, units in removed.items() if units)
+        )
+    gone, start = [], 0
+    for name, scores in sensitivity.groups.items():
+        gone += [start + unit for unit in removed.get(name, ())]
+        start += len(scores.delta_loss)
+    return float(sensitivity.interactions[np.ix_(gone, gone)].sum())
+
+
+def _optimality(attempt: Attempt) -> dict[str, Any]:
+    """How the plan was found, and how far from the best it can be."""
+    solution = attempt.solution
+    if solution.bound is None or solution.gap is None:
+        return {"search": solution.solver}
+    return {"search": solution.solver, "bound": _rounded(solution.bound), "gap": float(f"{solution.gap:.1e}")}
+
+
+def _measured(attempt: Attempt, made: Sequence[Attempt], costs: Costs, budget: Budget) -> dict[str, dict[str, Any]]:
+    """What the plan comes to in the costs that are not counted: as shares of the dense FP32 network."""
+    found: dict[str, dict[str, Any]] = {}
+    widths = attempt.problem.widths(attempt.solution.position)
+    for batch, share in attempt.shares.items():
+        found[f"latency at batch {batch}"] = {
+            "predicted": _share(attempt.predicted[batch]),
+            "measured": _share(share.median),
+            "interval": [_share(share.low), _share(share.high)],
+            "dense_us": round(share.baseline, 1),
+            "rounds": len(made),
+        }
+    if budget.size is not None:
+        size = float(costs.size.cost(widths[None])[0])
+        found["size"] = {"predicted": _share(size / costs.dense_network.size), "bytes": round(size)}
+    if budget.memory is not None:
+        dense = peak(memory_columns(costs.program, bytes_per_element=FLOAT_BYTES), costs.full)
+        most = peak(costs.memory, widths)
+        found["memory"] = {"predicted": _share(most / dense), "bytes": round(most)}
+    return found
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _check_arguments(by: str, floor: float, margin: float) -> None:
+    if by not in SEARCHES:
         raise UserError(
-            f"unknown order {by!r}{did_you_mean(by, PLANNERS)}",
+            f"unknown order {by!r}{did_you_mean(by, SEARCHES)}",
             where="plan.by",
-            hint=f"there is: {', '.join(PLANNERS)}",
+            hint=f"there is: {', '.join(SEARCHES)}",
         )
     if not (isfinite(floor) and 0.0 <= floor <= 1.0):
         raise UserError(
@@ -64,94 +223,34 @@ def plan(
             where="plan.floor",
             hint="0.1 keeps a tenth of every group",
         )
-    amounts = _amounts(budget)
-    model = CostModel.of(program)
-    dense = model.dense
-    limits = np.array([_limit(amounts.get(name), getattr(dense, name)) for name in _WORDS], dtype=np.int64)
-    choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
-    problem = Problem(choices, model, limits)
-    _check_feasible(amounts, dense, model.cost(widths_by_name(problem, problem.last)), choices)
-    position = PLANNERS[by](problem)
-    groups = {c.group.name: _decide(c, int(p), model, dense) for c, p in zip(choices, position, strict=True)}
-    seed = sensitivity.facts.get("seed")
-    return Plan(
-        target=target.name,
-        budget=budget.given(),
-        method=sensitivity.method,
-        unit=sensitivity.unit,
-        seed=seed if isinstance(seed, int) else None,
-        settings={"by": by, "floor": floor, "align": target.align_int8, "ignore": list(ignore)},
-        program=fingerprint(program.groups),
-        dense=dense,
-        planned=model.cost(widths_by_name(problem, position)),
-        delta_loss=_rounded(sum(group.delta_loss for group in groups.values())),
-        std_error=_rounded(sum(group.std_error**2 for group in groups.values()) ** 0.5),
-        groups=groups,
-    )
+    if not 0.0 <= margin < 1.0:
+        raise UserError(
+            f"the latency margin is a share from 0 to 1, not {margin}",
+            where="plan.latency_margin",
+            hint="0.03 keeps 3 % of the latency budget free",
+        )
 
 
-def _amounts(budget: Budget) -> dict[str, Amount]:
-    """The budgets to plan for."""
-    amounts = {name: amount for name in _WORDS if (amount := budget.amount(name)) is not None}
-    if amounts:
-        return amounts
+def _check_budget(budget: Budget) -> None:
+    if any(budget.amount(name) is not None for name in PLANNED):
+        return
     given = ", ".join(budget.given())
     raise UserError(
         f"a budget on {given} alone cannot be planned for" if given else "there is no budget",
         where="budget",
-        why="the planner counts parameters and multiply-accumulates; the rest is measured on the artifact",
-        hint="add --max-macs 50% or --max-params 300k",
+        why=f"the planner knows {', '.join(WORDS.values())}; accuracy is measured on the artifact",
+        hint="add --max-macs 50%, --max-latency 50% or --max-params 300k",
     )
 
 
-def _limit(amount: Amount | None, dense: int) -> int:
-    return dense if amount is None else int(amount.of(dense) + 1e-6)
-
-
-def _check_feasible(amounts: Mapping[str, Amount], dense: Cost, smallest: Cost, choices: Sequence[Choice]) -> None:
-    """Refuses budgets that do not hold even with every group at its floor."""
-    names, asked, reached, nearest = [], [], [], []
-    for name, amount in amounts.items():
-        whole, least = getattr(dense, name), getattr(smallest, name)
-        if least > _limit(amount, whole):
-            names.append(_WORDS[name])
-            asked.append(f"{name}: {100 * amount.value:g}%" if amount.relative else f"{name}: {amount.value:,.0f}")
-            reached.append(f"{least:,} of {whole:,} {_WORDS[name]} remain ({100 * least / whole:.2f}%)")
-            nearest.append(f"--max-{name} {_nearest(amount, least, whole)}")
-    if names and all(choice.scores is None for choice in choices):
-        whole = "; ".join(f"{choice.group.name} is {choice.reason}" for choice in choices[:8])
-        raise BudgetError(
-            f"the budget on {' and '.join(names)} cannot be met: nothing in this network can be removed",
-            where=f"budget {', '.join(asked)}",
-            why=whole or "it has no layers whose channels could go",
-            hint="secateur inspect shows every group and why it stays whole; a budget of 100% only quantises",
-        )
-    if names:
-        raise BudgetError(
-            f"the budget on {' and '.join(names)} cannot be met",
-            where=f"budget {', '.join(asked)}",
-            why=f"with every group at its floor, {' and '.join(reached)}",
-            hint=f"the nearest that can: {' '.join(nearest)}; or a lower floor, or fewer ignored groups",
-        )
-
-
-def _nearest(amount: Amount, least: int, dense: int) -> str:
-    """The smallest feasible budget, in the unit that was used, rounded up so that it is feasible as typed."""
-    if amount.relative:
-        return f"{ceil(least / dense * 10000 - 1e-9) / 100:g}%"
-    for unit, size in (("G", 10**9), ("M", 10**6)):
-        if least >= size:
-            return f"{ceil(least * 1000 / size) / 1000:g}{unit}"
-    return f"{least / 1000:g}k"
-
-
-def _decide(choice: Choice, position: int, model: CostModel, dense: Cost) -> GroupPlan:
-    """The line of one group."""
+def _decide(choice: Choice, position: int, model: CostModel, dense: Cost, noise: bool) -> GroupPlan:
+    """The line of one group; `noise` says that a cut of it was given up."""
     group, width = choice.group, int(choice.widths[position])
     if choice.scores is None:
         return GroupPlan(group.width, reason=choice.reason)
     if position == 0:
-        return GroupPlan(group.width, reason="any cut costs more than cuts elsewhere")
+        reason = "no cut of it gains more latency than noise" if noise else "any cut costs more than cuts elsewhere"
+        return GroupPlan(group.width, reason=reason)
     removed = choice.order[: group.width - width]
     alone = model.cost({group.name: width})
     further = float(choice.rise[position + 1] - choice.rise[position]) if position + 1 < len(choice.widths) else None

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import ceil, gcd
 
 import numpy as np
 
 from ...errors import UserError, did_you_mean
 from ...passes.labels.groups import Group
-from ..cost.model import CostModel
+from ..cost.terms import Column
 from ..sensitivity.table import Scores, Sensitivity
+from .levels import Levels
+
+ROUNDING = 1e-9
+"""Relative error that sums of costs may have."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +46,37 @@ class Choice:
 
 @dataclass(frozen=True)
 class Problem:
-    """One allowed width a group is to be chosen: cost within the limits, at the least predicted rise of the loss.
+    """One allowed width a group is to be chosen: costs within the limits, at the least predicted rise of the loss.
 
     Attributes:
         choices: One a group, in the program's order.
-        model: Cost as a function of the widths.
-        limits: int64 [2]: limits on parameters and multiply-accumulates; the dense model's cost where there is none.
+        columns: The costs as functions of the widths.
+        limits: float64 [costs]: their limits.
     """
 
     choices: tuple[Choice, ...]
-    model: CostModel
+    columns: tuple[Column, ...]
     limits: np.ndarray
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The costs, tabulated over the allowed widths."""
+        return Levels.of(self.columns, [choice.widths for choice in self.choices])
 
     def widths(self, position: np.ndarray) -> np.ndarray:
         """Widths [..., groups] at positions [..., groups] in each group's `widths`."""
+        return self._table[np.arange(len(self.choices)), position]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
         table = np.zeros((len(self.choices), max((len(c.widths) for c in self.choices), default=0)), dtype=np.int64)
         for i, choice in enumerate(self.choices):
             table[i, : len(choice.widths)] = choice.widths
-        return table[np.arange(len(self.choices)), position]
+        return table
 
     def costs(self, positions: np.ndarray) -> np.ndarray:
-        """Costs [choices, 2] of many positions [choices, groups]."""
-        return self.model.costs(self.widths(positions))
+        """Costs float64 [choices, costs] of many positions [choices, groups]."""
+        return self.levels.costs(self.widths(positions))
 
     def rise(self, position: np.ndarray) -> float:
         """Predicted rise of the loss at a position [groups]."""
@@ -74,8 +88,8 @@ class Problem:
         return np.array([len(c.widths) - 1 for c in self.choices], dtype=np.int64)
 
     def fits(self, positions: np.ndarray) -> np.ndarray:
-        """Whether positions [choices, groups] are within the limits."""
-        return np.all(self.costs(positions) <= self.limits, axis=1)
+        """Whether positions [choices, groups] are within the limits, up to rounding."""
+        return np.all(self.costs(positions) <= self.limits * (1 + ROUNDING), axis=1)
 
 
 def make_choices(

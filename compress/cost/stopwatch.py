@@ -1,0 +1,117 @@
+"""What measures latency for the planner: single layers, whole networks side by side, and the kernels of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ...errors import EnvironmentLacksError
+from ...export.layer_model import LayerShape
+from ...export.layer_times import Profile
+from ...export.targets import Target
+from ...passes.program import Program
+from .latency_cache import LatencyCache
+from .latency_table import LatencyTable, measure_table
+from .whole import Network, measure_networks, network_profile
+
+
+@dataclass(frozen=True)
+class Share:
+    """Latency of a network as a share of a baseline that ran beside it.
+
+    Attributes:
+        median: Median over rounds.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        baseline: Median time of the baseline, in microseconds.
+        micros: Median time of the network, in microseconds.
+        warnings: What makes the numbers doubtful.
+    """
+
+    median: float
+    low: float
+    high: float
+    baseline: float
+    micros: float
+    warnings: tuple[str, ...] = ()
+
+
+class Stopwatch(Protocol):
+    """Measures on the target's own runtime."""
+
+    @property
+    def batches(self) -> Sequence[int]:
+        """Batch sizes that latency is asked for at."""
+
+    def layers(self, wanted: Mapping[LayerShape, Sequence[np.ndarray]]) -> LatencyTable:
+        """A table of layer times that covers these pairs of widths."""
+
+    def shares(self, dense: Network, network: Network, program: Program) -> Mapping[int, Share]:
+        """Time of a network as a share of the dense one's, by batch size."""
+
+    def profile(self, network: Network, program: Program, batch: int) -> Profile:
+        """Where the time of a network goes."""
+
+
+@dataclass(frozen=True)
+class OrtStopwatch:
+    """Measures in onnxruntime, on this machine.
+
+    Attributes:
+        target: The target.
+        batches: Batch sizes.
+        threads: Threads of the runtime.
+        seconds: Time for measuring layers that are not cached yet.
+        compare_seconds: Time for comparing two networks, for each batch size.
+        cached: Reads and keeps layer times in the user's cache folder.
+        progress: Called as `progress(done, total)` while layers are measured.
+    """
+
+    target: Target
+    batches: tuple[int, ...] = (1, 32)
+    threads: int = 1
+    seconds: float = 45.0
+    compare_seconds: float = 3.0
+    cached: bool = True
+    progress: Callable[..., None] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.target.runtime != "onnxruntime":
+            raise EnvironmentLacksError(
+                f"latency on {self.target.name} cannot be planned for",
+                where="budget.latency",
+                why=f"layers are timed in onnxruntime; this target runs {self.target.runtime}",
+                hint="plan with a budget on macs or params, and keep latency as a gate",
+            )
+
+    def layers(self, wanted: Mapping[LayerShape, Sequence[np.ndarray]]) -> LatencyTable:
+        """A table of layer times that covers these pairs of widths."""
+        cache = LatencyCache(self.target, self.threads) if self.cached else None
+        return measure_table(
+            wanted, self.target, threads=self.threads, seconds=self.seconds, cache=cache, progress=self.progress
+        )
+
+    def shares(self, dense: Network, network: Network, program: Program) -> dict[int, Share]:
+        """Time of a network as a share of the dense one's, by batch size: paired and interleaved, as the gate does."""
+        report = measure_networks(
+            {"dense": dense, "model": network},
+            program,
+            batches=self.batches,
+            threads=self.threads,
+            seconds=self.compare_seconds,
+        )
+        found = {}
+        for batch in self.batches:
+            model, base = report.at(batch, "model"), report.at(batch, "dense")
+            ratio = model.speedup
+            found[batch] = Share(
+                1 / ratio.median, 1 / ratio.high, 1 / ratio.low, 1e3 * base.median, 1e3 * model.median, report.warnings
+            )
+        return found
+
+    def profile(self, network: Network, program: Program, batch: int) -> Profile:
+        """Where the time of a network goes."""
+        return network_profile(network, program, batch=batch, threads=self.threads)

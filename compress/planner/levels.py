@@ -1,0 +1,93 @@
+"""Costs at the widths that may be chosen: every term of every cost, tabulated over the levels of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from ..cost.axes import Axis
+from ..cost.terms import Column
+
+
+@dataclass(frozen=True)
+class LevelTerm:
+    """A term of the costs.
+
+    Attributes:
+        axes: Places of its axes in `Levels.axes`.
+        values: float64 [levels of the first axis, …, costs].
+    """
+
+    axes: tuple[int, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Costs over all allowed widths.
+
+    Attributes:
+        names: Of the costs.
+        axes: Distinct axes that costs depend on.
+        sizes: int64 [levels] each: the sizes that an axis can have, ascending.
+        terms: Terms, those that depend on the same axes merged.
+        constant: float64 [costs].
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    sizes: tuple[np.ndarray, ...]
+    terms: tuple[LevelTerm, ...]
+    constant: np.ndarray
+
+    @staticmethod
+    def of(columns: Sequence[Column], widths: Sequence[np.ndarray]) -> Levels:
+        """Tabulates costs.
+
+        Args:
+            columns: The costs.
+            widths: Allowed widths of each group.
+        """
+        axes: dict[Axis, int] = {}
+        sizes: list[np.ndarray] = []
+        merged: dict[tuple[int, ...], np.ndarray] = {}
+        constant = np.array([column.constant for column in columns], dtype=np.float64)
+        for number, column in enumerate(columns):
+            for term in column.terms:
+                for axis in term.axes:
+                    if axis not in axes:
+                        axes[axis] = len(axes)
+                        sizes.append(reachable(axis, widths))
+                places = tuple(axes[axis] for axis in term.axes)
+                distinct = tuple(sorted(set(places)))
+                values = merged.setdefault(
+                    distinct, np.zeros((*(len(sizes[place]) for place in distinct), len(columns)))
+                )
+                grid = np.array(list(product(*(sizes[place] for place in distinct))), dtype=np.int64)
+                at = grid.reshape(-1, len(distinct))[:, [distinct.index(place) for place in places]]
+                values[..., number] += term.value(at).reshape(values.shape[:-1])
+        constant = constant + sum((v for places, v in merged.items() if not places), np.zeros(len(columns)))
+        terms = tuple(LevelTerm(places, values) for places, values in merged.items() if places)
+        return Levels(tuple(column.name for column in columns), tuple(axes), tuple(sizes), terms, constant)
+
+    def costs(self, widths: np.ndarray) -> np.ndarray:
+        """Costs float64 [choices, costs] at allowed widths int64 [choices, groups]."""
+        slope = np.array([slope for _, slope in self.axes], dtype=np.int64).reshape(len(self.axes), widths.shape[1])
+        at = widths @ slope.T + np.array([fixed for fixed, _ in self.axes], dtype=np.int64)
+        level = [np.searchsorted(sizes, at[:, i]) for i, sizes in enumerate(self.sizes)]
+        total = np.repeat(self.constant[None], len(widths), axis=0)
+        for term in self.terms:
+            total += term.values[tuple(level[axis] for axis in term.axes)]
+        return total
+
+
+def reachable(axis: Axis, widths: Sequence[np.ndarray]) -> np.ndarray:
+    """The sizes that an axis can have."""
+    found = np.array([axis[0]], dtype=np.int64)
+    for slope, allowed in zip(axis[1], widths, strict=True):
+        if slope:
+            found = np.unique(found[:, None] + slope * np.asarray(allowed, dtype=np.int64)[None])
+    return found

@@ -1,0 +1,192 @@
+"""Exact search as a mixed-integer programme, solved by HiGHS through scipy.
+
+The cost of a layer depends on its width in *and* its width out, so it is not linear in either. It is made so in the
+usual way: one 0/1 variable for each allowed width of each group (and for each size of an axis that several groups lie
+on), and for each layer one weight for each pair of sizes. The weights of a layer have the variables of its two axes as
+marginals; as those pick one size each, the weights pick one pair, and they need not be integer variables themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from .problem import Problem
+from .solution import Solution
+
+TIME_LIMIT = 60.0
+"""Seconds that a search may take."""
+
+_GAP = 1e-6
+_OPTIMAL, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2
+_TIGHTER = (0.0, 1e-6)
+
+
+def solve(problem: Problem, *, seconds: float = TIME_LIMIT) -> Solution | None:
+    """The widths of least predicted loss within all limits.
+
+    Args:
+        problem: The problem.
+        seconds: Time limit; what is best by then is returned with the bound proven by then.
+
+    Returns:
+        The solution with a proven lower bound, or None if no choice is within the limits (or none was found in time).
+    """
+    for margin in _TIGHTER:  # the solver's own tolerance may go beyond a limit that is met exactly
+        model = _Model(problem)
+        model.limit(problem.limits * (1 - margin))
+        found = model.run(model.rise(), seconds)
+        if found is None:
+            return None
+        position, bound = found
+        if problem.fits(position[None])[0]:
+            return Solution(position, "milp", problem.rise(position), max(min(bound, problem.rise(position)), 0.0))
+    return None
+
+
+def least_cost(problem: Problem, column: int, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
+    """Position of the least cost in one column, with the limits on the others; None if infeasible."""
+    model = _Model(problem)
+    limits = problem.limits.copy()
+    limits[column] = np.inf
+    model.limit(limits)
+    scale = max(abs(float(problem.limits[column])), 1e-30)
+    found = model.run(model.cost(column) / scale, seconds)
+    return None if found is None else found[0]
+
+
+def nearest(problem: Problem, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
+    """Position at which the largest overrun, as a share of its limit, is smallest."""
+    model = _Model(problem, extra=1)
+    model.limit(np.zeros_like(problem.limits), overrun=problem.limits)
+    objective = np.zeros(model.size)
+    objective[-1] = 1.0
+    found = model.run(objective, seconds)
+    return None if found is None else found[0]
+
+
+@dataclass
+class _Rows:
+    """Rows of a sparse matrix, with their bounds."""
+
+    at: list[np.ndarray] = field(default_factory=list)
+    value: list[np.ndarray] = field(default_factory=list)
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+
+    def add(self, at: np.ndarray, value: np.ndarray, low: float, high: float) -> None:
+        self.at.append(at)
+        self.value.append(value)
+        self.low.append(low)
+        self.high.append(high)
+
+    def matrix(self, columns: int) -> csr_array:
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in self.at])])
+        return csr_array((np.concatenate(self.value), np.concatenate(self.at), starts), shape=(len(self.at), columns))
+
+
+class _Model:
+    """The programme: variables, marginals, limits."""
+
+    def __init__(self, problem: Problem, extra: int = 0) -> None:
+        self.problem, self.levels, self.rows = problem, problem.levels, _Rows()
+        self.size, self.extra = 0, extra
+        self.integer: list[np.ndarray] = []
+        self.groups = [self._variables(len(choice.widths), True) for choice in problem.choices]
+        for variables in self.groups:
+            self._one_of(variables)
+        self.axes = [self._axis(place) for place in range(len(self.levels.axes))]
+        self.terms = [self._term(term.axes, term.values.shape[:-1]) for term in self.levels.terms]
+        self._variables(extra, False)
+
+    def limit(self, limits: np.ndarray, overrun: np.ndarray | None = None) -> None:
+        """Keeps every cost within its limit, or within the share of it that the last variable says."""
+        for column, limit in enumerate(limits):
+            if overrun is None and not np.isfinite(limit):
+                continue
+            scale = max(abs(float(limit if overrun is None else overrun[column])), 1e-30)
+            cost = self.cost(column) / scale
+            if overrun is not None:
+                cost[-1] = -1.0
+            at = np.flatnonzero(cost)
+            self.rows.add(at, cost[at], -np.inf, (limit - self.levels.constant[column]) / scale)
+
+    def rise(self) -> np.ndarray:
+        """The predicted rise of the loss as a function of the variables, in units of the largest."""
+        objective = np.zeros(self.size)
+        for variables, choice in zip(self.groups, self.problem.choices, strict=True):
+            objective[variables] = choice.rise
+        return objective
+
+    def cost(self, column: int) -> np.ndarray:
+        """A cost as a function of the variables, without its constant."""
+        found = np.zeros(self.size)
+        for variables, term in zip(self.terms, self.levels.terms, strict=True):
+            np.add.at(found, variables, term.values[..., column].reshape(-1))
+        return found
+
+    def run(self, objective: np.ndarray, seconds: float) -> tuple[np.ndarray, float] | None:
+        """The position of the best choice found and a lower bound on the objective."""
+        scale = float(np.abs(objective).max(initial=0.0)) or 1.0
+        integrality = np.zeros(self.size)
+        integrality[np.concatenate(self.integer)] = 1
+        result = milp(
+            objective / scale,
+            integrality=integrality,
+            bounds=Bounds(0.0, np.where(np.arange(self.size) < self.size - self.extra, 1.0, np.inf)),
+            constraints=LinearConstraint(self.rows.matrix(self.size), self.rows.low, self.rows.high),
+            options={"time_limit": seconds, "mip_rel_gap": _GAP},
+        )
+        if result.x is None:
+            return None
+        position = np.array([int(result.x[variables].argmax()) for variables in self.groups], dtype=np.int64)
+        bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
+        return position, float(bound) * scale
+
+    def _variables(self, count: int, integer: bool) -> np.ndarray:
+        made = np.arange(self.size, self.size + count)
+        self.size += count
+        if integer:
+            self.integer.append(made)
+        return made
+
+    def _one_of(self, variables: np.ndarray) -> None:
+        self.rows.add(variables, np.ones(len(variables)), 1.0, 1.0)
+
+    def _axis(self, place: int) -> np.ndarray:
+        """A variable for each size of an axis: that of the group's width if one group lies on it alone."""
+        (fixed, slope), sizes = self.levels.axes[place], self.levels.sizes[place]
+        on_it = [i for i, s in enumerate(slope) if s and len(self.groups[i]) > 1]
+        if len(on_it) == 1:
+            group = on_it[0]
+            rest = fixed + sum(s * int(c.widths[0]) for i, (s, c) in enumerate(self._slopes(slope)) if i != group)
+            at = rest + slope[group] * self.problem.choices[group].widths
+            return self.groups[group][np.argsort(at)]
+        variables = self._variables(len(sizes), True)
+        self._one_of(variables)
+        parts = [(variables, -sizes.astype(np.float64))]
+        parts += [
+            (self.groups[i], s * c.widths.astype(np.float64)) for i, (s, c) in enumerate(self._slopes(slope)) if s
+        ]
+        at, value = (np.concatenate(side) for side in zip(*parts, strict=True))
+        self.rows.add(at, value, -float(fixed), -float(fixed))
+        return variables
+
+    def _slopes(self, slope: tuple[int, ...]) -> list:
+        return list(zip(slope, self.problem.choices, strict=True))
+
+    def _term(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """A variable for each combination of sizes of a term's axes, whose marginals are the axes' variables."""
+        long = [i for i, levels in enumerate(shape) if levels > 1]
+        if len(long) < 2:
+            return self.axes[axes[long[0] if long else 0]]
+        variables = self._variables(int(np.prod(shape)), False)
+        grid = variables.reshape(shape)
+        for i in long:
+            for level, marginal in enumerate(self.axes[axes[i]]):
+                at = np.append(grid.take(level, axis=i).reshape(-1), marginal)
+                self.rows.add(at, np.append(np.ones(len(at) - 1), -1.0), 0.0, 0.0)
+        return variables

@@ -1,0 +1,243 @@
+"""Planning in rounds where latency is limited: choose, measure the whole network, correct the model, choose again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...errors import BudgetError
+from ...passes.prune import apply
+from ..budget import Budget
+from ..cost.latency import LatencyModel
+from ..cost.stopwatch import Share
+from ..cost.whole import integer_network
+from .limits import Costs, Limit
+from .problem import Choice, Problem
+from .refusal import refusal
+from .search import SEARCHES
+from .solution import Solution
+
+TOLERANCE = 0.10
+"""Error of the predicted latency, as a share of the measured one, above which the table is refined."""
+
+MOST_ROUNDS = 3
+SIGNIFICANT = 2.0
+"""A gain in latency counts if it is at least so many standard errors."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One round.
+
+    Attributes:
+        problem: What was solved.
+        limits: Its limits.
+        solution: The choice.
+        predicted: Latency as a share of the dense FP32 network's, by batch size; empty without a latency budget.
+        shares: The same, measured.
+        holds: The latencies measured are within the budget.
+        dropped: Groups of which a cut was not made because its gain is within noise.
+    """
+
+    problem: Problem
+    limits: tuple[Limit, ...]
+    solution: Solution
+    predicted: Mapping[int, float]
+    shares: Mapping[int, Share]
+    holds: bool = True
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """Largest error of the prediction, as a share of what was measured."""
+        return max((abs(self.predicted[b] / share.median - 1) for b, share in self.shares.items()), default=0.0)
+
+
+def attempts(
+    choices: tuple[Choice, ...],
+    costs: Costs,
+    budget: Budget,
+    *,
+    by: str,
+    seconds: float,
+    margin: float,
+    note: Callable[[str], None],
+) -> tuple[Attempt, ...]:
+    """Plans, and where latency is limited measures and plans again; the last attempt but for those worse is the plan.
+
+    Args:
+        choices: Allowed widths.
+        costs: Costs of the program.
+        budget: The budget.
+        by: Name of the search.
+        seconds: Time limit of each search.
+        margin: Share of a latency budget that is kept free.
+        note: Told what was measured.
+
+    Raises:
+        BudgetError: The budgets cannot be met.
+    """
+    if budget.latency is None:
+        limits = costs.limits(budget, {}, None, 0.0)
+        problem = _problem(choices, limits)
+        return (Attempt(problem, limits, _solve(problem, limits, by, seconds), {}, {}),)
+    measured = costs.measure([choice.widths for choice in choices])
+    models, made = dict(measured.models), []
+    for number in range(MOST_ROUNDS):
+        limits = costs.limits(budget, models, measured, margin)
+        problem = _problem(choices, limits)
+        solution = _solve(problem, limits, by, seconds)
+        problem, solution, dropped = without_noise(problem, limits, solution, models, by=by, seconds=seconds)
+        widths = problem.widths(solution.position)
+        predicted = {batch: model.micros(widths) / measured.dense(batch) for batch, model in models.items()}
+        network = integer_network(apply(costs.program, _keep(problem, solution), allow_unchanged=True), costs.target)
+        shares = costs.timer.shares(costs.dense_network, network, costs.program)
+        attempt = Attempt(problem, limits, solution, predicted, shares, _holds(limits, shares, models), dropped)
+        made.append(attempt)
+        note(_told(number, attempt))
+        if attempt.error <= TOLERANCE and attempt.holds:
+            break
+        for batch, model in models.items():
+            profile = costs.timer.profile(network, costs.program, batch)
+            models[batch] = model.corrected(widths, profile, shares[batch].median * measured.dense(batch))
+    return tuple(made)
+
+
+def best(made: tuple[Attempt, ...]) -> Attempt:
+    """The attempt of the smallest predicted loss among those that were measured to hold; the last if none was."""
+    good = [attempt for attempt in made if attempt.holds]
+    return min(good, key=lambda attempt: attempt.solution.rise) if good else made[-1]
+
+
+def _holds(limits: Sequence[Limit], shares: Mapping[int, Share], models: Mapping[int, LatencyModel]) -> bool:
+    """Whether the latencies measured are within the budget itself, without its margin."""
+    by_name = {model.name: batch for batch, model in models.items()}
+    for limit in limits:
+        if limit.budget == "latency":
+            share = shares[by_name[limit.column.name]]
+            reached = share.median if limit.amount.relative else share.micros * 1e-6
+            if reached > limit.amount.value:
+                return False
+    return True
+
+
+def without_noise(
+    problem: Problem,
+    limits: tuple[Limit, ...],
+    solution: Solution,
+    models: Mapping[int, LatencyModel],
+    *,
+    by: str,
+    seconds: float,
+) -> tuple[Problem, Solution, tuple[str, ...]]:
+    """Takes back cuts whose gain in latency cannot be told from noise.
+
+    A cut that other budgets need stays. Where taking one back breaks the latency budget by what is within noise, the
+    width is struck out and the search runs again; if nothing is within the limits then, the cut stays.
+
+    Returns:
+        The problem with the struck widths left out, its solution, and the groups concerned.
+    """
+    dropped: list[str] = []
+    kept: set[str] = set()
+    latency = np.array([limit.budget == "latency" for limit in limits])
+    while True:
+        found = _insignificant(problem, solution, models, ~latency, kept)
+        if found is None:
+            return problem, solution, tuple(dict.fromkeys(dropped))
+        group, wider = found
+        name = problem.choices[group].group.name
+        position = solution.position.copy()
+        position[group] = wider
+        if problem.fits(position[None])[0]:
+            rise = problem.rise(position)
+            solution = replace(solution, position=position, rise=rise, bound=solution.bound)
+            dropped.append(name)
+            continue
+        struck = _problem(_strike(problem.choices, group, int(solution.position[group])), limits)
+        again = SEARCHES[by](struck, seconds)
+        if again is None:
+            kept.add(name)
+            continue
+        problem, solution = struck, again
+        dropped.append(name)
+
+
+def _insignificant(
+    problem: Problem,
+    solution: Solution,
+    models: Mapping[int, LatencyModel],
+    other: np.ndarray,
+    kept: set[str],
+) -> tuple[int, int] | None:
+    """A group and a wider position of it from which the cut gains nothing that can be told; None if there is none."""
+    widths = problem.widths(solution.position)
+    now = {batch: model.micros(widths) for batch, model in models.items()}
+    for group, choice in enumerate(problem.choices):
+        if choice.group.name in kept:
+            continue
+        for wider in range(int(solution.position[group])):
+            position = solution.position.copy()
+            position[group] = wider
+            costs = problem.costs(position[None])[0]
+            if (costs > problem.limits)[other].any():
+                continue
+            before = problem.widths(position)
+            gains = [m.micros(before) - now[b] > SIGNIFICANT * m.noise(before, widths) for b, m in models.items()]
+            if not any(gains):
+                return group, wider
+    return None
+
+
+def _strike(choices: tuple[Choice, ...], group: int, position: int) -> tuple[Choice, ...]:
+    """The choices without one width of one group."""
+    choice = choices[group]
+    fewer = replace(choice, widths=np.delete(choice.widths, position), rise=np.delete(choice.rise, position))
+    return (*choices[:group], fewer, *choices[group + 1 :])
+
+
+def _problem(choices: tuple[Choice, ...], limits: tuple[Limit, ...]) -> Problem:
+    return Problem(choices, tuple(limit.column for limit in limits), np.array([limit.bound for limit in limits]))
+
+
+def _solve(problem: Problem, limits: tuple[Limit, ...], by: str, seconds: float) -> Solution:
+    counted = all(limit.budget in ("params", "macs") for limit in limits)
+    if counted and not problem.fits(problem.last[None])[0]:
+        found = None  # a search by rule of thumb takes a feasible problem
+    else:
+        found = SEARCHES[by](problem, seconds)
+    if found is not None:
+        return found
+    refused = refusal(problem, limits, seconds)
+    if refused is not None:
+        raise refused
+    raise BudgetError(
+        f"the search by {by} found no plan within the budgets, though there is one",
+        where="plan.by",
+        why="its rule of thumb takes every cut for a gain, and some layers are slower when they are narrower"
+        if any(limit.budget == "latency" for limit in limits)
+        else f"{seconds:g} seconds were not enough"
+        if by in ("milp", "auto")
+        else "it is a rule of thumb",
+        hint="plan.by: auto searches exactly",
+    )
+
+
+def _keep(problem: Problem, solution: Solution) -> dict[str, tuple[int, ...]]:
+    """Kept units of the groups that lose some."""
+    widths = problem.widths(solution.position)
+    return {
+        choice.group.name: tuple(sorted(choice.order[choice.group.width - int(width) :].tolist()))
+        for choice, width in zip(problem.choices, widths, strict=True)
+        if width < choice.group.width
+    }
+
+
+def _told(number: int, attempt: Attempt) -> str:
+    said = [
+        f"batch {batch} {100 * attempt.predicted[batch]:.1f} % predicted, {100 * share.median:.1f} % measured"
+        for batch, share in attempt.shares.items()
+    ]
+    return f"plan {number + 1}: latency of the dense network at {'; '.join(said)}"
