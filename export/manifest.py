@@ -25,7 +25,7 @@ from .targets import Target
 FORMAT = 1
 """Version of the manifest's form."""
 MANIFEST_NAME = "manifest.json"
-_PACKAGES = ("secateur", "torch", "onnx", "onnxruntime")
+_PACKAGES = ("secateur", "torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
 def build_manifest(
@@ -36,6 +36,7 @@ def build_manifest(
     kernels: KernelReport,
     history: Sequence[str],
     facts: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describes the files below a directory.
 
@@ -46,6 +47,7 @@ def build_manifest(
         kernels: What the runtime makes of it.
         history: Passes that made the program.
         facts: Further facts from the caller (parameters, MACs, accuracy); plain data.
+        extra: Keys that only this target has; plain data.
     """
     return {
         "format": FORMAT,
@@ -60,6 +62,8 @@ def build_manifest(
         "fallbacks": [asdict(fallback) for fallback in lowered.fallbacks],
         "rewrites": list(lowered.rewrites),
         "kernels": kernels.to_json(),
+        "half": list(lowered.half),
+        **(extra or {}),
         "facts": dict(facts),
         "files": describe_files(directory),
     }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ..ort_kernels import FloatKernel, KernelReport
 from .half import INTEGER_LAYERS
 
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: (?P<inputs>.*), Outputs: (?P<outputs>.*)$")
@@ -81,10 +82,19 @@ class PrecisionReport:
         """Those that are not integer."""
         return tuple(entry for entry in self.entries if not entry.integer)
 
-    def share(self, *ops: str) -> float:
-        """Share of integer layers among operators; 1.0 if there are none."""
-        found = [entry.integer for entry in self.entries if entry.op in ops]
-        return sum(found) / len(found) if found else 1.0
+    def kernels(self) -> KernelReport:
+        """The same in the form in which kernels of other runtimes are reported."""
+        convs, products = ([e for e in self.entries if ("Conv" in e.op) is is_conv] for is_conv in (True, False))
+        return KernelReport(
+            integer_convs=sum(e.integer for e in convs),
+            float_convs=sum(not e.integer for e in convs),
+            integer_matmuls=sum(e.integer for e in products),
+            float_matmuls=sum(not e.integer for e in products),
+            float_nodes=tuple(FloatKernel(e.node, e.op, e.reason) for e in self.float_entries),
+            leftover_quantize=0,
+            leftover_dequantize=0,
+            operators=self.layers,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -95,6 +105,11 @@ class PrecisionReport:
             "layers": dict(self.layers),
             "entries": [asdict(e) for e in self.entries],
         }
+
+
+def report_from_json(data: Mapping[str, Any]) -> PrecisionReport:
+    """Reads what `PrecisionReport.to_json` wrote."""
+    return PrecisionReport(data["source"], tuple(LayerPrecision(**e) for e in data["entries"]), data["layers"])
 
 
 def layers_of_log(text: str) -> tuple[Layer, ...]:
