@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from ..errors import Refused, UnsupportedError
 from .labels.analysis import Analysis
-from .labels.rules_layers import first_input, is_depthwise
 from .program import Program
 from .sample_axis import SampleAxis, sample_axes
 
@@ -170,12 +168,9 @@ def _number_units(analysis: Analysis) -> tuple[dict[str, tuple[int, int]], np.nd
 def _readings(program: Program, number: np.ndarray) -> list[_Reading]:
     """What is read where, each value once for every axis on which it is read."""
     found: dict[tuple[fx.Node, int], _Reading] = {}
-    for node in program.graph.nodes:
-        layer = program.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        axis = _channel_axis(layer)
-        if axis is None:
-            continue
-        value = first_input(node)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for reader, source, axis in program.analysis.readings:
+        node, value = nodes[reader], nodes[source]
         known = found.get((value, axis))
         if known is not None:
             known.readers.append(node)
@@ -184,18 +179,6 @@ def _readings(program: Program, number: np.ndarray) -> list[_Reading]:
         if units is not None:
             found[value, axis] = _Reading(value, axis, units, [node])
     return list(found.values())
-
-
-def _channel_axis(layer: nn.Module | None) -> int | None:
-    """The axis, from the end, on which a layer reads channels; None if it reads none.
-
-    A depthwise convolution reads no channels, it carries each on by itself.
-    """
-    if isinstance(layer, nn.Linear):
-        return -1
-    if isinstance(layer, _ConvNd) and not is_depthwise(layer):
-        return -len(layer.kernel_size) - 1
-    return None
 
 
 def _units_along(analysis: Analysis, value: str, axis: int, number: np.ndarray) -> np.ndarray | None:

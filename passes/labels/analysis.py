@@ -26,12 +26,15 @@ class Analysis:
 
     Attributes:
         groups: Groups of units, ordered by their first producers; frozen ones too.
-        values: Labels by node name (a tuple for several outputs, None for what is no tensor).
+        values: Labels by node name (a tuple for several outputs, None for what is no tensor). Free parameters that are
+            read as weights are left out.
         unit_of: int64 [number of label ids]: number of the unit of an id, counted through all groups in order
             (`first_unit` of the group + index in the group); -1 for positions that belong to no unit.
         first_unit: int64 [number of groups + 1]: number of the first unit of each group.
         axis_sizes: Size of every parameter or buffer axis that a layer or operation uses, by (tensor, axis).
         reads: (tensor, axis) of the weights that read channels: where `mask` silences units.
+        readings: Where values are read by weights, in graph order: names of the node that reads and of the value, and
+            the axis of the channels there, counted from the end.
         rules: The rule table.
     """
 
@@ -41,6 +44,7 @@ class Analysis:
     first_unit: np.ndarray
     axis_sizes: Mapping[tuple[str, int], int]
     reads: frozenset[tuple[str, int]]
+    readings: tuple[tuple[str, str, int], ...]
     rules: Rules
 
     def removed_ids(self, keep: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -97,7 +101,8 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
     refusals = [r or (_ALONE if width == 1 else None) for r, width in zip(refusals, widths, strict=True)]
     return Analysis(
         groups=_groups(flow, unit_of, first_unit, refusals),
-        values={node.name: value for node, value in flow.values.items()},
+        # A weight of a contraction is described by its axes, not by labels of its elements.
+        values={node.name: value for node, value in flow.values.items() if not flow.is_weight(node)},
         unit_of=unit_of,
         first_unit=first_unit,
         axis_sizes={
@@ -105,6 +110,7 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
             **{(name, axis): n for name, labels in flow.elements.items() for axis, n in enumerate(labels.shape)},
         },
         reads=frozenset((use.tensor, use.axis) for use in flow.uses if use.role is Role.CONSUME),
+        readings=tuple((node.name, source.name, axis) for node, source, axis in flow.reads),
         rules=rules,
     )
 

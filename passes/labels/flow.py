@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...errors import Refused
 from .groups import Role
 from .rule import Rules, as_int, find_rule, op_name
 from .values import Labels, collapse_equal
+from .weights import attribute_of, canonical_names, contracted_weights
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Flow:
         splits: Labels that a reshape spread over several axes, with the axis that shrinks if nothing else decides.
         uses: Axes of parameters and buffers, in graph order.
         elements: Labels of free parameters and buffers (`get_attr`), by canonical name.
+        reads: Where weights read channels: node, the value that it reads, and the axis of the channels there, counted
+            from the end.
     """
 
     def __init__(self, graph_module: fx.GraphModule, rules: Rules) -> None:
@@ -63,9 +66,11 @@ class Flow:
         self.splits: list[tuple[Labels, int]] = []
         self.uses: list[Use] = []
         self.elements: dict[str, Labels] = {}
+        self.reads: list[tuple[fx.Node, fx.Node, int]] = []
         self.count = 1
         self._names = canonical_names(graph_module)
         self._by_axis: dict[tuple[str, int], Tensor] = {}
+        self._weights = contracted_weights(graph_module, self._names)
 
     # What rules ask.
 
@@ -83,12 +88,15 @@ class Flow:
         return shape_of(node)
 
     def only_along(self, node: fx.Node, labels: Labels, axis: int) -> Tensor:
-        """Ids [size] along `axis`; labels that differ along another axis are frozen and read as 0."""
+        """Ids [size] along `axis`; other axes along which the labels differ are pinned."""
         axis %= len(labels.shape)
-        if any(other != axis for other in labels.axes):
-            self.freeze(labels.ids, node, f"{op_name_of(self, node)} mixes the axis that its channels lie on")
-            return torch.zeros(labels.shape[axis], dtype=torch.int64)
-        return labels.along(axis)
+        reason = f"{op_name_of(self, node)} mixes the axis that its channels lie on"
+        others = [other for other in labels.axes if other != axis]
+        return self.pin(node, labels, others, reason).along(axis)
+
+    def is_weight(self, node: fx.Node) -> bool:
+        """Whether a node is a parameter that is read as the weight of matmuls and einsums, and nowhere else."""
+        return node in self._weights
 
     # What rules record.
 
@@ -112,10 +120,30 @@ class Flow:
         self.freeze(torch.where(both, 0, a + b), node, reason)
         return torch.where(a != 0, a, b)
 
+    def pin(self, node: fx.Node, labels: Labels, axes: Iterable[int], reason: str, hint: str = "") -> Labels:
+        """Records that no single position of some axes may go.
+
+        Labels that lie on other axes as well become one unit for every position there: the heads of an attention, once
+        something depends on the size of a head. Labels that lie on these axes alone are frozen.
+
+        Returns:
+            The labels that are left, which do not differ along `axes`.
+        """
+        rank = len(labels.shape)
+        pinned = set(labels.axes) and {axis % rank for axis in axes} & set(labels.axes)
+        if not pinned:
+            return labels
+        if pinned == set(labels.axes):
+            self.freeze(labels.ids, node, reason, hint)
+            return Labels.none(labels.shape)
+        first = labels.ids.amax(sorted(pinned), keepdim=True)
+        self.same(first, labels.ids, node, reason)
+        return Labels(first, labels.shape)
+
     def unify(self, node: fx.Node, values: Sequence[Labels]) -> Labels:
         """Labels of an elementwise operation on broadcast operands.
 
-        An operand without labels must have size 1 wherever the others' labels lie, or those cannot shrink.
+        Where the labels of one operand lie, another must have them too or have size 1; else they are pinned there.
         """
         out = values[0]
         for other in values[1:]:
@@ -124,21 +152,24 @@ class Flow:
 
     def _unify_two(self, node: fx.Node, a: Labels, b: Labels) -> Labels:
         rank = max(len(a.shape), len(b.shape))
-        (ids_a, shape_a), (ids_b, shape_b) = (
-            (v.ids.reshape([1] * (rank - v.ids.ndim) + list(v.ids.shape)), (1,) * (rank - len(v.shape)) + v.shape)
-            for v in (a, b)
-        )
-        shape = tuple(torch.broadcast_shapes(shape_a, shape_b))
+        a, b = a.with_rank(rank), b.with_rank(rank)
+        shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+        fixed = f"{op_name_of(self, node)} {_FIXED}"
+        for first, second in ((a, b), (b, a)):
+            alone = [axis for axis in first.axes if axis not in second.axes and second.shape[axis] > 1]
+            free = self.pin(node, first, alone, fixed, _FIXED_HINT)
+            a, b = (free, b) if first is a else (a, free)
         if a.labelled and b.labelled:
-            # Go on with the ids that differ along fewer axes: those of a channel axis, not of every element of a
-            # parameter, so that the layers behind see channels.
-            few, many = sorted((ids_a, ids_b), key=Tensor.numel)
-            return Labels(collapse_equal(self.same(few, many, node, f"{op_name_of(self, node)} {_FIXED_PART}")), shape)
-        if not a.labelled:
-            ids_a, shape_a, ids_b, shape_b = ids_b, shape_b, ids_a, shape_a
-        if any(ids_a.shape[axis] > 1 and shape_b[axis] > 1 for axis in range(rank)):
-            self.freeze(ids_a, node, f"{op_name_of(self, node)} {_FIXED}", "make both operands come from layers")
-        return Labels(ids_a, shape)
+            common = set(a.axes) & set(b.axes)
+            if not common:  # an outer product: an element has one label, that of the first operand
+                self.freeze(b.ids, node, f"{op_name_of(self, node)} {_OUTER}")
+                return Labels(a.ids, shape)
+            a = self.pin(node, a, set(a.axes) - common, f"{op_name_of(self, node)} {_OUTER}")
+            b = self.pin(node, b, set(b.axes) - common, f"{op_name_of(self, node)} {_OUTER}")
+            # An operand that loses its last label here has none in common with the other.
+            ids = self.same(a.ids, b.ids, node, f"{op_name_of(self, node)} {_FIXED_PART}")
+            return Labels(collapse_equal(ids), shape)
+        return Labels((a if a.labelled else b).ids, shape)
 
     def freeze(self, ids: Tensor, node: fx.Node, reason: str, hint: str = "") -> None:
         """Records that labels must stay."""
@@ -158,13 +189,31 @@ class Flow:
     def use(self, node: fx.Node, attribute: str, axis: int, role: Role, ids: Tensor) -> None:
         """Records that an axis of a layer's parameter or buffer is indexed by labels ([size], 0 where by none)."""
         tensor = getattr(self.module(node), attribute, None)
-        if tensor is None:
-            return
+        if tensor is not None:
+            self._use(tensor, node, str(node.target), axis, role, ids)
+
+    def use_weight(self, node: fx.Node, weight: fx.Node, axis: int, role: Role, ids: Tensor) -> None:
+        """The same for an operation that reads a free parameter."""
+        target = str(weight.target)
+        owner = target.rpartition(".")[0] or target
+        self._use(attribute_of(self.graph_module, target), node, owner, axis, role, ids)
+
+    def _use(self, tensor: Tensor, node: fx.Node, layer: str, axis: int, role: Role, ids: Tensor) -> None:
         name = self._names[id(tensor)]
         before = self._by_axis.setdefault((name, axis), ids)
         if before is not ids:
             self.same(before, ids, node, "its weights are shared with a layer whose width is fixed")
-        self.uses.append(Use(name, str(node.target), axis, role, ids))
+        self.uses.append(Use(name, layer, axis, role, ids))
+
+    def read(self, node: fx.Node, source: fx.Node, axis: int) -> None:
+        """Records that a node reads the channels of a value by weights: where gates are put.
+
+        Args:
+            node: The layer or operation.
+            source: The value.
+            axis: Its axis of channels.
+        """
+        self.reads.append((node, source, axis % len(shape_of(source)) - len(shape_of(source))))
 
     # The walk.
 
@@ -209,7 +258,8 @@ class Flow:
         tensor = attribute_of(self.graph_module, str(node.target))
         if not isinstance(tensor, Tensor):
             return None
-        if not tensor.is_floating_point() or tensor.numel() < 2:
+        large = tensor.numel() > _MOST_ELEMENTS
+        if not tensor.is_floating_point() or tensor.numel() < 2 or large or self.is_weight(node):
             return Labels.none(tensor.shape)
         name = self._names[id(tensor)]
         if name not in self.elements:
@@ -239,22 +289,10 @@ class Flow:
 
 _FIXED = "joins it with a tensor that cannot shrink"
 _FIXED_PART = "joins it with channels that cannot shrink"
-
-
-def canonical_names(graph_module: nn.Module) -> dict[int, str]:
-    """Dotted name of every parameter and buffer by its identity; the first name of a shared one."""
-    names: dict[int, str] = {}
-    for name, tensor in graph_module.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), name)
-    for name, tensor in graph_module.named_buffers():
-        names.setdefault(id(tensor), name)
-    return names
-
-
-def attribute_of(graph_module: nn.Module, target: str) -> Any:
-    """The object that a `get_attr` node reads."""
-    path, _, name = target.rpartition(".")
-    return getattr(graph_module.get_submodule(path), name)
+_FIXED_HINT = "make both operands come from layers"
+_OUTER = "gives every pair of its channels an element of its own"
+_MOST_ELEMENTS = 2**22
+"""Larger free tensors have no labels: one for every element would take more memory than the analysis is worth."""
 
 
 def op_name_of(flow: Flow, node: fx.Node) -> str:

@@ -37,7 +37,7 @@ class Resize:
     def masks(self, node: fx.Node) -> Any:
         """Per axis a bool tensor of the positions that stay, None if all do; a tuple of these for several outputs."""
         if node not in self._masks:
-            value = self._values[node.name]
+            value = self._values.get(node.name)
             parts = tuple(map(self._remaining, value)) if isinstance(value, tuple) else self._remaining(value)
             self._masks[node] = parts
         return self._masks[node]
@@ -85,10 +85,26 @@ class Resize:
                 hint="write the number of channels as a constant, or keep this group whole",
             )
         set_argument(node, name, out)
+        for before in sizes:
+            if isinstance(before, fx.Node):
+                self.erase_unused(before)
+
+    def erase_unused(self, node: fx.Node) -> None:
+        """Erases a constant or a size, what it is made of, and its buffer, as far as nothing else uses them."""
+        if node.users or node.op not in ("get_attr", "call_function"):
+            return
+        graph, inputs, target = node.graph, node.all_input_nodes, str(node.target)
+        was_attribute = node.op == "get_attr"
+        graph.erase_node(node)
+        if was_attribute and all(other.target != target for other in graph.nodes):
+            path, _, name = target.rpartition(".")
+            delattr(self.graph_module.get_submodule(path), name)
+        for source in inputs:
+            self.erase_unused(source)
 
     def _shrinks(self, node: fx.Node) -> bool:
         masks = self.masks(node)
-        if isinstance(self._values[node.name], tuple):
+        if isinstance(self._values.get(node.name), tuple):
             return any(m is not None for part in masks if part is not None for m in part)
         return masks is not None and any(m is not None for m in masks)
 

@@ -22,10 +22,14 @@ def flow_cat(flow: Flow, node: fx.Node) -> Labels:
         return Labels.none(shape)
     if not any(set(p.axes) - {axis} for p in parts):
         return Labels.on_axis(shape, axis, torch.cat([p.along(axis) for p in parts]))
-    if any(axis in p.axes for p in parts):
-        for part in parts:
-            flow.freeze(part.ids, node, "it concatenates along an axis that has channels in some parts only")
-        return Labels.none(shape)
+    others = set().union(*(p.axes for p in parts)) - {axis}
+    if any(axis in p.axes for p in parts) and all(others <= set(p.axes) for p in parts):
+        # Halves of every head, say: all parts have the other axes in common.
+        sizes = [max(s) for s in zip(*(p.ids.shape for p in parts), strict=True)]
+        rows = [p.ids.expand(*(p.shape[a] if a == axis else s for a, s in enumerate(sizes))) for p in parts]
+        return Labels(torch.cat(rows, axis), shape)
+    reason = "it concatenates along an axis that has channels in some parts only"
+    parts = [flow.pin(node, p, [axis], reason) for p in parts]
     # Channels on another axis: every part has the same ones. Where the joined axis itself is long does not matter.
     thin = [Labels(p.ids, tuple(1 if a == axis else s for a, s in enumerate(p.shape))) for p in parts]
     return Labels(flow.unify(node, thin).ids, shape)

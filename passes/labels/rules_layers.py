@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -37,6 +38,7 @@ def flow_conv(flow: Flow, node: fx.Node) -> Labels:
         out = ids.repeat_interleave(conv.out_channels // conv.groups)
         flow.use(node, "weight", 0, Role.PRODUCE, ids if transposed else out)
     else:
+        flow.read(node, first_input(node), channel)
         rows = tie(flow, node, ids, conv.groups)
         flow.use(node, "weight", in_axis, Role.CONSUME, rows.repeat(conv.groups) if transposed else rows)
         fresh = flow.fresh(conv.out_channels // conv.groups)
@@ -73,16 +75,20 @@ def rewrite_conv(resize: Resize, node: fx.Node) -> None:
 
 
 def flow_linear(flow: Flow, node: fx.Node) -> Labels:
-    """Linear layer: reads channels on the last axis and computes new ones; channels on another axis pass."""
+    """Linear layer: reads channels on the last axis and computes new ones; channels on other axes pass.
+
+    Channels on the last axis and on others (every head read by the same weights) are pinned on the last.
+    """
     linear = flow.module(node)
     assert isinstance(linear, nn.Linear)
     labels = flow.labels(first_input(node))
     shape = flow.shape(node)
     last = len(shape) - 1
-    if labels.axes and last not in labels.axes:
+    if labels.axes and labels.axes != (last,):
         flow.fix_parameters(node)
-        return Labels(labels.ids, shape)
-    flow.use(node, "weight", 1, Role.CONSUME, flow.only_along(node, labels, last))
+        return Labels(flow.pin(node, labels, [last], "Linear mixes every part of its channels").ids, shape)
+    flow.read(node, first_input(node), last)
+    flow.use(node, "weight", 1, Role.CONSUME, labels.along(last))
     out = flow.fresh(linear.out_features)
     flow.use(node, "weight", 0, Role.PRODUCE, out)
     flow.use(node, "bias", 0, Role.CARRY, out)
@@ -121,20 +127,51 @@ def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
     """Layer and RMS normalisation: the normalised axes must keep their size; channels on others pass."""
     module = flow.module(node)
     labels = flow.labels(first_input(node))
-    flow.fix_parameters(node)
+    reason = f"{type(module).__name__} averages over its channels"
     normalised = len(module.normalized_shape)  # type: ignore[arg-type]
-    if any(axis >= len(labels.shape) - normalised for axis in labels.axes):
-        flow.freeze(labels.ids, node, f"{type(module).__name__} averages over its channels")
-        return Labels.none(labels.shape)
-    return labels
+    if normalised == 1 and labels.axes == (len(labels.shape) - 1,):
+        # Each channel stays itself, so that what is added behind is frozen for this reason as well.
+        flow.freeze(labels.ids, node, reason, _MIXED)
+        for name in ("weight", "bias"):
+            flow.use(node, name, 0, Role.CARRY, labels.along(-1))
+        return labels
+    flow.fix_parameters(node)
+    return flow.pin(node, labels, range(-normalised, 0), reason, _MIXED)
+
+
+_MIXED = "prune the layers between two normalisations: hidden neurons, attention heads"
 
 
 def flow_group_norm(flow: Flow, node: fx.Node) -> Labels:
-    """Group normalisation averages over channels: they must stay."""
+    """Group normalisation: every group has its own statistics, so the channels of one group are one unit."""
+    norm = flow.module(node)
+    assert isinstance(norm, nn.GroupNorm)
     labels = flow.labels(first_input(node))
-    flow.fix_parameters(node)
-    flow.freeze(labels.ids, node, "GroupNorm averages over its channels")
-    return Labels.none(labels.shape)
+    others = [axis for axis in labels.axes if axis != 1]
+    if norm.num_groups == 1 or others:
+        flow.fix_parameters(node)
+        return flow.pin(node, labels, {1, *others}, "GroupNorm averages over its channels", _ONE_GROUP)
+    ids = labels.along(1)
+    # Row r holds channel r of every group: tied rows are whole groups.
+    size = norm.num_channels // norm.num_groups
+    first = tie(flow, node, ids.reshape(-1, size).t().reshape(-1), size)
+    ids = first.repeat_interleave(size)
+    for name in ("weight", "bias"):
+        flow.use(node, name, 0, Role.CARRY, ids)
+    return Labels.on_axis(labels.shape, 1, ids)
+
+
+_ONE_GROUP = "a GroupNorm of several groups can lose whole groups; a BatchNorm single channels"
+
+
+def rewrite_group_norm(resize: Resize, node: fx.Node) -> None:
+    """Channels and groups; the size of a group stays."""
+    norm = resize.module(node)
+    assert isinstance(norm, nn.GroupNorm)
+    size = norm.num_channels // norm.num_groups
+    if resize.mask(node, 1) is not None:
+        norm.num_channels = resize.shape(node)[1]
+        norm.num_groups = norm.num_channels // size
 
 
 def flow_prelu(flow: Flow, node: fx.Node) -> Labels:
@@ -156,9 +193,20 @@ def rewrite_prelu(resize: Resize, node: fx.Node) -> None:
 
 
 def flow_embedding(flow: Flow, node: fx.Node) -> Labels:
-    """Embedding: its width stays."""
-    flow.fix_parameters(node)
-    return Labels.none(flow.shape(node))
+    """Embedding: its rows stay, its width is computed here."""
+    embedding = flow.module(node)
+    assert isinstance(embedding, nn.Embedding)
+    out = flow.fresh(embedding.embedding_dim)
+    flow.use(node, "weight", 0, Role.CARRY, torch.zeros(embedding.num_embeddings, dtype=torch.int64))
+    flow.use(node, "weight", 1, Role.PRODUCE, out)
+    return Labels.on_axis(flow.shape(node), -1, out)
+
+
+def rewrite_embedding(resize: Resize, node: fx.Node) -> None:
+    """Width."""
+    embedding = resize.module(node)
+    assert isinstance(embedding, nn.Embedding)
+    embedding.embedding_dim = resize.shape(node)[-1]
 
 
 def flow_same(flow: Flow, node: fx.Node) -> Labels:
@@ -172,9 +220,9 @@ LAYERS: dict[Key, Rule] = {
     _NormBase: Rule(flow_channel_norm, rewrite_channel_norm),
     nn.LayerNorm: Rule(flow_layer_norm),
     nn.RMSNorm: Rule(flow_layer_norm),
-    nn.GroupNorm: Rule(flow_group_norm),
+    nn.GroupNorm: Rule(flow_group_norm, rewrite_group_norm),
     nn.PReLU: Rule(flow_prelu, rewrite_prelu),
-    nn.Embedding: Rule(flow_embedding),
+    nn.Embedding: Rule(flow_embedding, rewrite_embedding),
     _DropoutNd: Rule(flow_same),
     nn.Identity: Rule(flow_same),
 }

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .flow import Flow
+from ...errors import UserError
+from .flow import Flow, where_of
 from .resize import Resize
 from .rule import Key, Rule, arguments, concrete, op_name, set_argument
 from .rules_layers import tie
@@ -71,25 +72,63 @@ def rewrite_squeeze(resize: Resize, node: fx.Node) -> None:
 # Repetition.
 
 
+def rewrite_expand(resize: Resize, node: fx.Node) -> None:
+    """Sizes of expand, where -1 says "as it is": a size that the graph computes must be that of the source by now."""
+    sizes = list(arguments(node)["size"])
+    old, new = resize.old_shape(node), resize.shape(node)
+    source = resize.shape(node.all_input_nodes[0])
+    source = (1,) * (len(new) - len(source)) + source
+    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+        if before == after or sizes[axis] == -1:
+            continue
+        if isinstance(sizes[axis], fx.Node) and source[axis] != after:
+            raise UserError(
+                "a size that depends on channels and on a dynamic axis cannot be rewritten",
+                where=where_of(node),
+                why="the graph computes it from both",
+                hint="write the number of channels as a constant, or keep this group whole",
+            )
+        sizes[axis] = -1 if source[axis] == after else after
+    set_argument(node, "size", sizes)
+
+
 def flow_expand(flow: Flow, node: fx.Node) -> Labels:
     """Expand. A value without channels that is widened along one axis may get any width: new channels there."""
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
     if labels.labelled:
         return moved(labels, lambda ids: ids.expand(shape))
-    old = (1,) * (len(shape) - len(labels.shape)) + labels.shape
-    grown = [axis for axis in range(1, len(shape)) if old[axis] != shape[axis]]
-    if len(grown) != 1:
-        return Labels.none(shape)
-    return Labels.on_axis(shape, grown[0], flow.fresh(shape[grown[0]]))
+    return _widened(flow, labels.with_rank(len(shape)).shape, shape)
+
+
+def _widened(flow: Flow, old: tuple[int, ...], new: tuple[int, ...]) -> Labels:
+    """New channels on the axis along which a value without any is widened; of several, on axis 1 (heads, images)."""
+    grown = [axis for axis in range(1, len(new)) if old[axis] == 1 and new[axis] != 1]
+    axis = grown[0] if len(grown) == 1 else 1
+    return Labels.on_axis(new, axis, flow.fresh(new[axis])) if axis in grown else Labels.none(new)
 
 
 def flow_repeat(flow: Flow, node: fx.Node) -> Labels:
-    """Repetition of whole axes."""
-    labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
-    lead = len(shape) - len(labels.shape)
-    ids = labels.ids.reshape([1] * lead + list(labels.ids.shape))
-    times = [size // n if n > 1 else 1 for size, n in zip(shape, ids.shape, strict=True)]
-    return Labels(ids.repeat(times), shape)
+    """Repetition of whole axes. A single position may be repeated to any width: see `flow_expand`."""
+    shape = flow.shape(node)
+    labels = flow.labels(node.all_input_nodes[0]).with_rank(len(shape))
+    if not labels.labelled:
+        return _widened(flow, labels.shape, shape)
+    times = [size // n if n > 1 else 1 for size, n in zip(shape, labels.ids.shape, strict=True)]
+    return Labels(labels.ids.repeat(times), shape)
+
+
+def rewrite_repeat(resize: Resize, node: fx.Node) -> None:
+    """How often a single position is repeated."""
+    values = arguments(node)
+    name = "repeats" if "repeats" in values else "dims"
+    old, new = resize.old_shape(node), resize.shape(node)
+    source = resize.shape(node.all_input_nodes[0])
+    source = (1,) * (len(new) - len(source)) + source
+    times = [1] * (len(new) - len(values[name])) + list(values[name])
+    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+        if before != after and source[axis] == 1:
+            times[axis] = after
+    set_argument(node, name, times)
 
 
 def flow_repeat_interleave(flow: Flow, node: fx.Node) -> Any:
@@ -101,6 +140,26 @@ def flow_repeat_interleave(flow: Flow, node: fx.Node) -> Any:
         return Labels.none(flow.shape(node))
     ids = labels.ids.repeat_interleave(times, dim) if dim % len(labels.shape) in labels.axes else labels.ids
     return Labels(ids, flow.shape(node))
+
+
+def flow_roll(flow: Flow, node: fx.Node) -> Labels:
+    """Roll: along axes without channels, as the shift of windows; its step would count channels."""
+    labels, dims = flow.labels(node.all_input_nodes[0]), arguments(node)["dims"]
+    axes = [dims] if isinstance(dims, int) else dims or range(len(labels.shape))
+    return flow.pin(node, labels, axes, "aten.roll shifts its channels by a fixed number")
+
+
+def flow_view_as_complex(flow: Flow, node: fx.Node) -> Labels:
+    """Pairs of numbers on the last axis as complex numbers."""
+    labels = flow.labels(node.all_input_nodes[0])
+    labels = flow.pin(node, labels, [-1], "its channels are the two parts of complex numbers")
+    return Labels(labels.ids.squeeze(-1), labels.shape[:-1])
+
+
+def flow_view_as_real(flow: Flow, node: fx.Node) -> Labels:
+    """Complex numbers as pairs on a new last axis."""
+    labels = flow.labels(node.all_input_nodes[0])
+    return Labels(labels.ids.unsqueeze(-1), (*labels.shape, 2))
 
 
 def flow_flip(flow: Flow, node: fx.Node) -> Labels:
@@ -150,8 +209,12 @@ MOVEMENT: dict[Key, Rule] = {
     "aten.view_as": Rule(flow_reshape),
     "aten.reshape_as": Rule(flow_reshape),
     "aten.unflatten": Rule(flow_reshape, rewrite_unflatten),
-    "aten.expand": Rule(flow_expand, rewrite_sizes),
-    "aten.repeat": Rule(flow_repeat),
+    "aten.expand": Rule(flow_expand, rewrite_expand),
+    "aten.repeat": Rule(flow_repeat, rewrite_repeat),
+    "aten.tile": Rule(flow_repeat, rewrite_repeat),
+    "aten.roll": Rule(flow_roll),
+    "aten.view_as_complex": Rule(flow_view_as_complex),
+    "aten.view_as_real": Rule(flow_view_as_real),
     "aten.repeat_interleave": Rule(flow_repeat_interleave),
     "aten.flip": Rule(flow_flip),
     "aten.pixel_shuffle": Rule(flow_pixel_shuffle),

@@ -34,8 +34,8 @@ def flow_reduce(flow: Flow, node: fx.Node) -> Any:
     dims = values.get("dim")
     dims = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     axes = sorted({d % rank for d in dims}) if rank else []
-    if any(axis in labels.axes for axis in axes):
-        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} runs over its channels")
+    labels = flow.pin(node, labels, axes, f"{op_name_of(flow, node)} runs over its channels")
+    if not labels.labelled:
         return unlabelled(node)
     ids = labels.ids
     if not values.get("keepdim", False):
@@ -48,10 +48,27 @@ def flow_along(flow: Flow, node: fx.Node) -> Any:
     """Softmax, cumulative sum …: along an axis without channels."""
     labels = flow.labels(node.all_input_nodes[0])
     dim = concrete(arguments(node).get("dim", -1))
-    if len(labels.shape) and dim % len(labels.shape) in labels.axes:
-        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} runs over its channels")
-        return unlabelled(node)
-    return _like_outputs(node, labels.ids)
+    if len(labels.shape):
+        labels = flow.pin(node, labels, [dim], f"{op_name_of(flow, node)} runs over its channels")
+    return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
+
+
+def flow_normalise(flow: Flow, node: fx.Node) -> Any:
+    """Layer and RMS normalisation by an ATen call: the normalised axes, and what scales them, keep their size."""
+    values = arguments(node)
+    source, *parameters = node.all_input_nodes
+    for parameter in parameters:
+        if isinstance(parameter.meta.get("val"), Tensor):
+            flow.freeze(flow.labels(parameter).ids, node, f"{op_name_of(flow, node)} averages over it")
+    axes = range(-len(concrete(values["normalized_shape"])), 0)
+    labels = flow.pin(node, flow.labels(source), axes, f"{op_name_of(flow, node)} averages over its channels")
+    return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
+
+
+def flow_triangle(flow: Flow, node: fx.Node) -> Labels:
+    """`tril`, `triu`: positions of the last two axes are compared."""
+    labels = flow.labels(node.all_input_nodes[0])
+    return flow.pin(node, labels, [-1, -2], f"{op_name_of(flow, node)} depends on the position of its channels")
 
 
 def flow_glu(flow: Flow, node: fx.Node) -> Labels:
@@ -69,10 +86,8 @@ def pool_rule(spatial: int) -> Rule:
 
     def flow_pool(flow: Flow, node: fx.Node) -> Any:
         labels = flow.labels(node.all_input_nodes[0])
-        if any(axis >= len(labels.shape) - spatial for axis in labels.axes):
-            flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} runs over its channels")
-            return unlabelled(node)
-        return _like_outputs(node, labels.ids)
+        labels = flow.pin(node, labels, range(-spatial, 0), f"{op_name_of(flow, node)} runs over its channels")
+        return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
     return Rule(flow_pool)
 
@@ -89,6 +104,12 @@ REDUCE: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_reduce) for name in REDUCE_NAMES.split()},
     **{f"aten.{name}": Rule(flow_along) for name in ALONG_NAMES.split()},
     "aten.glu": Rule(flow_glu),
+    **{
+        f"aten.{name}": Rule(flow_normalise)
+        for name in ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+    },
+    "aten.tril": Rule(flow_triangle),
+    "aten.triu": Rule(flow_triangle),
     **{f"aten.{name}": pool_rule(n) for n, names in POOLS.items() for name in names.split()},
 }
 """Rules of reductions and pools."""

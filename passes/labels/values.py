@@ -48,6 +48,11 @@ class Labels:
         """Whether any element belongs to a channel."""
         return bool(self.ids.any())
 
+    def with_rank(self, rank: int) -> Labels:
+        """The same labels with axes of size 1 in front."""
+        lead = (1,) * (rank - len(self.shape))
+        return Labels(self.ids.reshape(lead + tuple(self.ids.shape)), lead + self.shape) if lead else self
+
     def along(self, axis: int) -> Tensor:
         """Ids [shape[axis]] along one axis, for labels that differ along no other."""
         return self.ids.movedim(axis, -1).reshape(-1, self.ids.shape[axis])[0].expand(self.shape[axis])
