@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from ...passes.program import Program
 from ...passes.shapes import eval_mode
 from ..data import Loader, LossFn, MetricFn, run_batch, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
-from .distill import distillation_loss
+from .distill import class_axes, distillation_loss
 from .evaluate import Evaluation, evaluate, top1
 from .randomness import seeded
+from .replicas import Replicas
 from .settings import TrainSettings, learning_rate
 from .state import Progress, fingerprint, load_state, restore, save_state, snapshot
 
@@ -37,7 +38,8 @@ class FitResult:
     Attributes:
         program: The network with the chosen weights, in eval mode.
         history: One entry per epoch (epoch 0 is the start): `epoch`, `step`, `loss`, `lr`, `seconds`, and `metric`
-            on the validation data; the chosen one has `chosen: True`.
+            on the validation data; the chosen one has `chosen: True`. `distilled: False` if there was a teacher, but no
+            output that is a distribution over classes.
         chosen: Which weights were taken and why.
         resumed: Epoch from which an earlier, killed run was continued; 0 for a new one.
     """
@@ -68,6 +70,9 @@ def fit(
     and epoch only, so a run that was killed and started again with the same `state_dir` gives, bit for bit, what an
     uninterrupted one would have.
 
+    Under `torchrun` every process calls this with the same arguments: each computes its part of every batch, all get
+    the result, and the first writes the state and reports progress; see `Replicas`.
+
     Args:
         program: Stays as it is.
         train: Training batches.
@@ -84,6 +89,7 @@ def fit(
     """
     program = program.clone(step="fit")
     run = _Run(program.module(), train, loss, settings, teacher, validation, metric, state_dir, progress)
+    run.replicas.begin(run.module, program.static_batch)
     history, chosen, resumed = run.train()
     return FitResult(program.eval(), history, chosen, resumed)
 
@@ -108,6 +114,8 @@ class _Run:
         distilled = teacher is not None and settings.distill_weight > 0
         self.teacher = fold_batch_norm(teacher).module() if teacher is not None and distilled else None
         self.validation, self.metric, self.state_dir, self.progress = validation, metric, state_dir, progress
+        self.replicas = Replicas()
+        self.distilled = False
         self.device = device_of(module)
         self.bf16 = uses_bf16(settings.precision, self.device)
         self.steps_per_epoch = _length(train)
@@ -121,13 +129,15 @@ class _Run:
         optimizer = make_optimizer(self.module, self.settings)
         found = load_state(self.state_dir, key, self.module, optimizer) if self.state_dir else None
         at, best = found or self.start()
+        self.replicas.agree(at.epoch)
         resumed = at.epoch
         with eval_mode(self.module):
             while at.step < self.total:
                 self.epoch(at, optimizer)
                 best = self.judge(at, best)
-                if self.state_dir:
+                if self.state_dir and self.replicas.first:
                     save_state(self.state_dir, key, at, self.module, optimizer, best)
+        self.replicas.wait()
         restore(self.module, best)
         self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return self.report(at), self.chosen(at), resumed
@@ -151,12 +161,14 @@ class _Run:
     def score(self) -> Evaluation:
         """Metric on the validation data."""
         assert self.validation is not None
-        return evaluate(self.module, self.validation, self.metric)
+        found = evaluate(self.module, self.validation, self.metric)
+        metric, std_error = self.replicas.from_first(found.metric, found.std_error)
+        return replace(found, metric=metric, std_error=std_error)
 
     def epoch(self, at: Progress, optimizer: torch.optim.Optimizer) -> None:
         """One pass over the training data, or what is left to do of it."""
         begun, first = time.monotonic(), at.step
-        summed = 0.0
+        summed, self.distilled = 0.0, False
         _set_modes(self.module, training=True)
         with seeded(self.settings.seed, at.epoch):
             for batch in self.batches(at.epoch, self.total - at.step):
@@ -164,7 +176,7 @@ class _Run:
                 value = self.step(batch, optimizer, lr, at.step)
                 at.step += 1
                 summed += value
-                if self.progress:
+                if self.progress and self.replicas.first:
                     eta = (time.monotonic() - begun) / (at.step - first) * (self.total - at.step)
                     self.progress(at.step, self.total, loss=value, lr=lr, eta=eta)
         _set_modes(self.module, training=False)
@@ -174,7 +186,9 @@ class _Run:
         lr = learning_rate(self.settings, at.step - 1, self.total, self.steps_per_epoch)
         seconds = round(time.monotonic() - begun, 3)
         mean = summed / (at.step - first)
-        at.history.append({"epoch": at.epoch, "step": at.step, "loss": mean, "lr": lr, "seconds": seconds})
+        without = {"distilled": False} if self.teacher is not None and not self.distilled else {}
+        entry = {"epoch": at.epoch, "step": at.step, "loss": mean, "lr": lr, "seconds": seconds}
+        at.history.append({**entry, **without})
 
     def batches(self, epoch: int, most: int) -> Iterator[Any]:
         """Batches of an epoch, at most so many."""
@@ -185,15 +199,22 @@ class _Run:
 
     def step(self, batch: Any, optimizer: torch.optim.Optimizer, lr: float, number: int) -> float:
         """One optimiser step; returns the loss."""
-        args, kwargs, target = split_batch(batch)
-        args, kwargs = to_device((args, dict(kwargs)), self.device, channels_last=self.settings.channels_last)
-        target = to_device(target, self.device)
+        share = self.replicas.share(*split_batch(batch))
+        args, kwargs = to_device(
+            (share.args, dict(share.kwargs)), self.device, channels_last=self.settings.channels_last
+        )
+        target = to_device(share.target, self.device)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        with autocast(self.device, self.bf16):
-            output = run_batch(self.module, args, kwargs)
-        value = self.total_loss(_float(output), target, args, kwargs)
-        found = float(value.detach())
+        optimizer.zero_grad(set_to_none=True)
+        with self.replicas.running(self.module, share, self.settings.seed, number):
+            with autocast(self.device, self.bf16):
+                output = run_batch(self.module, args, kwargs)
+            value = share.weight * self.total_loss(_float(output), target, args, kwargs)
+            value.backward()
+        value = value.detach()
+        self.replicas.sum([value])
+        found = float(value)
         if not math.isfinite(found):
             raise UserError(
                 f"the loss is {found} at step {number + 1} of {self.total}",
@@ -201,8 +222,7 @@ class _Run:
                 why="the training diverged, or the data hold values that are not finite",
                 hint=f"lower the learning rate (lr: {self.settings.lr / 10:g}), set clip_grad: 1.0, or precision: fp32",
             )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        self.replicas.sum_gradients(self.module.parameters())
         if self.settings.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad)
         optimizer.step()
@@ -211,11 +231,13 @@ class _Run:
     def total_loss(self, output: Any, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The user's loss, mixed with that of distillation."""
         weight = self.settings.distill_weight
-        if self.teacher is None:
+        axes = class_axes(output, target) if self.teacher is not None else []
+        if self.teacher is None or all(axis is None for axis in axes):
             return scalar_loss(self.loss, output, target)
+        self.distilled = True
         with eval_mode(self.teacher), torch.inference_mode(), autocast(self.device, self.bf16):
             wanted = self.teacher(*args, **kwargs)
-        distilled = distillation_loss(output, wanted, self.settings.temperature)
+        distilled = distillation_loss(output, wanted, self.settings.temperature, axes)
         return (
             distilled if weight == 1.0 else (1.0 - weight) * scalar_loss(self.loss, output, target) + weight * distilled
         )
@@ -239,10 +261,14 @@ class _Run:
         return tuple(marked)
 
     def chosen(self, at: Progress) -> str:
+        """Which epoch was taken and why; and that nothing was distilled, where that was asked for."""
+        ungiven = any(entry.get("distilled") is False for entry in at.history)
+        without = "; not distilled: no target holds the classes of an output" * ungiven
         if self.validation is None:
-            return f"epoch {at.chosen}, the last: there is no validation data"
+            return f"epoch {at.chosen}, the last: there is no validation data{without}"
         start = " (the start)" * (at.chosen == 0)
-        return f"epoch {at.chosen}{start} of {at.epoch}, the latest within a standard error of the best by validation"
+        latest = "the latest within a standard error of the best by validation"
+        return f"epoch {at.chosen}{start} of {at.epoch}, {latest}{without}"
 
 
 def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.compress.heal.distill import distillation_loss
+from secateur.compress.heal.distill import class_axes, distillation_loss
 from secateur.compress.heal.evaluate import cross_entropy, evaluate, top1
 from secateur.compress.heal.heal import heal
 from secateur.compress.heal.settings import HealSettings, TrainSettings, learning_rate
@@ -281,6 +281,45 @@ def test_distillation_over_several_outputs_and_positions() -> None:
 def test_a_teacher_that_does_not_fit_is_named(student: Tensor, teacher: Any, what: str) -> None:
     with pytest.raises(UserError, match=what):
         distillation_loss(student, teacher, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "axes"),
+    [
+        (torch.zeros(5, 3), torch.tensor([0, 2, 1, 1, -100]), [1]),
+        (torch.zeros(5, 3), torch.tensor([0, 2, 1, 1, 3]), [None]),  # three outputs, and a count up to 3
+        (torch.zeros(5, 3), torch.randn(5, 3), [None]),  # regression
+        (torch.zeros(5, 3), torch.rand(5, 3).softmax(1), [1]),  # mixed labels
+        (torch.zeros(5, 3), torch.eye(3)[[0, 1, 2, 0, 1]].long(), [1]),
+        (torch.zeros(5, 3), torch.tensor([[True, False, True]] * 5), [None]),  # several labels a sample
+        (torch.zeros(2, 4, 6, 6), torch.ones(2, 6, 6).long(), [1]),  # class maps
+        (torch.zeros(2, 6, 4), torch.ones(2, 6).long(), [2]),  # tokens, classes last
+        ({"a": torch.zeros(5, 3), "b": torch.zeros(5, 4)}, [torch.zeros(5).long(), torch.randn(5, 4)], [1, None]),
+        (torch.zeros(5, 1), torch.zeros(5).long(), [None]),
+        (torch.zeros(5, 3), None, [None]),
+    ],
+)
+def test_targets_tell_which_outputs_are_classes(output: Any, target: Any, axes: list[int | None]) -> None:
+    assert class_axes(output, target) == axes
+
+
+def test_a_regression_is_not_distilled_and_says_so() -> None:
+    """Values that went through a softmax would lose their scale: teacher or no teacher, the result is the same."""
+    x = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = [(a, torch.stack([a.mean((1, 2, 3))] * 4, 1)) for a in x.split(16)]
+    with_teacher, without = (
+        fit(_program(), data, F.mse_loss, _settings(epochs=1, distill_weight=weight), teacher=_program(1))
+        for weight in (0.9, 0.0)
+    )
+    assert all(torch.equal(t, _weights(without.program)[n]) for n, t in _weights(with_teacher.program).items())
+    assert "not distilled" in with_teacher.chosen and with_teacher.history[1]["distilled"] is False
+    assert "not distilled" not in without.chosen and "distilled" not in without.history[1]
+
+
+def test_distillation_over_the_last_axis() -> None:
+    a, b = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    expected = distillation_loss(a.transpose(1, 2), b.transpose(1, 2), 2.0)
+    torch.testing.assert_close(distillation_loss(a, b, 2.0, [2]), expected)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "step"])
