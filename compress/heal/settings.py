@@ -27,6 +27,7 @@ class TrainSettings(BaseModel):
         temperature: Of distillation.
         clip_grad: Largest norm of the whole gradient; None does not clip.
         precision: `bf16` runs forward and backward under autocast; `auto` does where the device has BF16 arithmetic.
+        keep_zeros: Weights that are zero stay zero; None: if the network was sparsified.
         channels_last: Keeps images and convolution weights in NHWC order.
         seed: Of shuffling, augmentation and dropout.
     """
@@ -48,6 +49,7 @@ class TrainSettings(BaseModel):
     temperature: float = Field(default=4.0, gt=0.0)
     clip_grad: float | None = Field(default=None, gt=0.0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    keep_zeros: bool | None = None
     channels_last: bool = True
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -1,0 +1,154 @@
+"""What the methods share: a stage's problem, its pattern, and how good given weights are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...passes.program import Program
+from ...passes.shapes import eval_mode
+from ..data import Loader, LossFn
+from ..sensitivity.batches import Batch, batch_loss, read_batches
+from .backsolve import Path
+from .constraints import Constraint
+from .problem import Problem
+from .variables import Variables
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Candidates for λ."""
+
+FIRST_ORDERS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Candidates for α times the samples of a row."""
+
+_RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a method.
+
+    Attributes:
+        problem: Q at the present weights.
+        constraint: The allowed patterns.
+        variables: What the vectors consist of.
+        loss_of: Mean loss on held-out training samples of a network with weights [p].
+        seed: Of random choices.
+        block_size: Of a block-diagonal Fisher.
+    """
+
+    problem: Problem
+    constraint: Constraint
+    variables: Variables
+    loss_of: Callable[[Tensor], float]
+    seed: int = 0
+    block_size: int | None = None
+
+
+class Stream:
+    """Training samples, on and on: a stage reads where the one before has stopped."""
+
+    def __init__(self, loader: Loader, program: Program, device: torch.device) -> None:
+        """Args: device: Where the network runs."""
+        self._loader, self._program, self._device = loader, program, device
+        self._passes = 0
+        self._open: Iterator[Any] | None = None
+
+    def take(self, samples: int) -> list[Batch]:
+        """So many samples; fewer if a whole pass over the data holds fewer.
+
+        Raises:
+            UserError: The loader is empty or yields no batches.
+        """
+        taken: list[Batch] = []
+        begun = self._passes
+        while (left := samples - sum(batch.size for batch in taken)) > 0 and self._passes <= begun + 1:
+            if self._open is None:
+                set_epoch = getattr(self._loader, "set_epoch", None)
+                if callable(set_epoch):
+                    set_epoch(self._passes)
+                self._open = iter(self._loader)
+            first = next(self._open, None)
+            if first is None:
+                if self._passes == 0 and not taken:
+                    read_batches((), samples, self._program, self._device)  # says that the loader is empty
+                self._open = None
+                self._passes += 1
+                continue
+            taken += read_batches(itertools.chain((first,), self._open), left, self._program, self._device)
+        return taken
+
+
+class HeldOut:
+    """The loss on samples that gave no gradients."""
+
+    def __init__(self, program: Program, batches: Sequence[Batch], loss: LossFn, variables: Variables) -> None:
+        """Args: program: Its weights are replaced while the loss is computed, and put back."""
+        self._program, self._batches, self._loss, self._variables = program, batches, loss, variables
+        self.samples = sum(batch.size for batch in batches)
+
+    def __call__(self, w: Tensor) -> float:
+        """Mean loss of the network with weights [p]; infinite if it overflows."""
+        before = self._variables.flatten(self._variables.tensors(self._program))
+        total = 0.0
+        try:
+            self._variables.write(self._program, w)
+            with eval_mode(self._program.graph_module), torch.no_grad():
+                for batch in self._batches:
+                    total += batch.size * float(batch_loss(self._program, self._loss, batch))
+        except UserError as error:
+            if error.what.startswith("the loss is"):
+                return float("inf")
+            raise
+        finally:
+            self._variables.write(self._program, before)
+        return total / self.samples
+
+
+def tune(
+    stage: Stage,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    first_orders: Sequence[float] = FIRST_ORDERS,
+    near: tuple[float, float] | None = None,
+) -> tuple[float, float, dict[str, float]]:
+    """The λ and α whose exact solution on the support of the largest weights has the least held-out training loss.
+
+    One decomposition serves all. The search walks downhill on the grid, one coordinate at a time.
+
+    Args:
+        stage: Its ridge and offset do not matter.
+        ridges: Candidates for λ, rising.
+        first_orders: Candidates for α, rising.
+        near: Where to begin; the choice of the stage before.
+
+    Returns:
+        λ, α, and the losses of what was tried.
+    """
+    path = Path(stage.problem, stage.constraint.project(stage.problem.center))
+    losses: dict[tuple[int, int], float] = {}
+
+    def loss(place: tuple[int, int]) -> float:
+        if place not in losses:
+            losses[place] = stage.loss_of(path.weights(ridges[place[0]], first_orders[place[1]]))
+        return losses[place]
+
+    best = (_nearest(ridges, near[0] if near else _RIDGE), _nearest(first_orders, near[1] if near else 0.0))
+    loss(best)
+    while True:
+        around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        around = [(i, j) for i, j in around if 0 <= i < len(ridges) and 0 <= j < len(first_orders)]
+        found = min(around, key=loss, default=best)
+        if loss(found) >= loss(best):
+            names = {f"{ridges[i]:g}, {first_orders[j]:g}": round(value, 6) for (i, j), value in losses.items()}
+            return ridges[best[0]], first_orders[best[1]], names
+        best = found
+
+
+def _nearest(values: Sequence[float], wanted: float) -> int:
+    return min(range(len(values)), key=lambda i: abs(values[i] - wanted))

@@ -1,0 +1,48 @@
+"""Methods of sparsity by name. A new one is one file and one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .baselines import cbs, magnitude, mfac, woodfisher
+from .chita.schedule import Schedule
+from .chita.solve import Solver, solve
+from .chita.stage import Stage
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method.
+
+    Attributes:
+        solve: From a stage to its weights [p]; the solver is that of the settings.
+        stages: How many by default.
+        schedule: Of the stages, by default.
+        uses_gradient: Whether the first-order term is worth its while by default: away from a minimum.
+        needs_data: Whether it takes gradients.
+    """
+
+    solve: Callable[[Stage, Solver], Tensor]
+    stages: int = 1
+    schedule: Schedule = "poly"
+    uses_gradient: bool = False
+    needs_data: bool = True
+
+
+def _chita(stage: Stage, solver: Solver) -> Tensor:
+    return solve(stage.problem, stage.constraint, solver, variables=stage.variables, block_size=stage.block_size).w
+
+
+METHODS: Mapping[str, MethodInfo] = {
+    "chita-bso": MethodInfo(lambda stage, _: _chita(stage, "bso")),
+    "chita-cd": MethodInfo(lambda stage, _: _chita(stage, "cd")),
+    "chita": MethodInfo(lambda stage, _: _chita(stage, "iht")),
+    "chita++": MethodInfo(_chita, stages=15, uses_gradient=True),
+    "cbs": MethodInfo(lambda stage, _: cbs.prune(stage)),
+    "m-fac": MethodInfo(lambda stage, _: mfac.prune(stage), stages=16, schedule="geometric"),
+    "magnitude": MethodInfo(lambda stage, _: magnitude.prune(stage.problem.center, stage.constraint), needs_data=False),
+    "woodfisher": MethodInfo(lambda stage, _: woodfisher.prune(stage)),
+}

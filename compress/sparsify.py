@@ -1,0 +1,262 @@
+"""Sparsity: weights of a program become zero, and the others make up for them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Refused, UserError
+from ..passes.program import Program
+from .baselines import magnitude
+from .chita.constraints import Blocks, Constraint, PerLayer, TopK, check_sparsity
+from .chita.data_matrix import DataMatrix, StoredMatrix, choose_storage, collect, human
+from .chita.falcon import WeightsAndMacs
+from .chita.gradients import Progress, Rows
+from .chita.matrix_free import MatrixFree
+from .chita.nm import NM, parse_pattern
+from .chita.problem import Problem
+from .chita.schedule import sparsities
+from .chita.stage import FIRST_ORDERS, RIDGES, HeldOut, Stage, Stream, tune
+from .chita.variables import Variables, find_variables
+from .data import Loader, LossFn
+from .heal.bn import reestimate_batch_norm
+from .heal.device import device_of
+from .heal.evaluate import cross_entropy
+from .methods import METHODS, MethodInfo
+from .sparsify_settings import SparsifySettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SparsifyResult:
+    """What came out.
+
+    Attributes:
+        program: With zeros and updated weights, in evaluation mode.
+        zeros: Share of zeros by name of the weight.
+        dense: Weights that stay as they were, and why.
+        facts: What it was measured on, and how: one entry a stage, storage, seconds.
+    """
+
+    program: Program
+    zeros: Mapping[str, float]
+    dense: Mapping[str, Refused]
+    facts: Mapping[str, Any]
+
+
+def sparsify(
+    program: Program,
+    loader: Loader | None,
+    loss: LossFn = cross_entropy,
+    *,
+    settings: SparsifySettings | None = None,
+    progress: Progress | None = None,
+) -> SparsifyResult:
+    """Makes weights zero, choosing and updating them by second-order information from gradients of samples.
+
+    Args:
+        program: Stays as it is.
+        loader: Training batches; None for `magnitude` without re-estimation of batch norm.
+        loss: Mean loss of a batch.
+        settings: What is asked for.
+        progress: Told `progress(done, total, stage=…)`.
+
+    Raises:
+        UserError: Settings that make no sense, weights or gradients that are not finite, a loader that is empty.
+        EnvironmentLacksError: Memory or disk do not suffice.
+    """
+    settings = settings or SparsifySettings()
+    started = time.perf_counter()
+    program = program.clone(step="sparsify").eval()
+    variables = find_variables(program, settings.ignore)
+    method = METHODS[settings.method]
+    constraints, dense, targets = _constraints(program, variables, settings, method)
+    if loader is None and (method.needs_data or settings.batch_norm != "kept"):
+        raise UserError(
+            f"method {settings.method} needs data",
+            where="sparsify",
+            hint="give a loader, or take method='magnitude' with batch_norm='kept'",
+        )
+    run = _Run(program, variables, loader, loss, settings, method, progress)
+    for number, (constraint, target) in enumerate(zip(constraints, targets, strict=True)):
+        run.stage(number, len(targets), constraint, target)
+    program = run.program
+    if settings.batch_norm != "kept":
+        assert loader is not None
+        program = _reestimate(program, loader)
+    zeros = {name: float((tensor == 0).float().mean()) for name, tensor in sorted(variables.tensors(program).items())}
+    facts = {
+        "method": settings.method,
+        "weights": variables.size,
+        "zeros": sum(int((t == 0).sum()) for t in variables.tensors(program).values()),
+        "stages": run.journal,
+        **run.facts,
+        "settings": settings.model_dump(mode="json"),
+        "device": str(device_of(program.module())),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return SparsifyResult(program, zeros, {**variables.refused, **dense}, facts)
+
+
+class _Run:
+    """The stages of one method, in order."""
+
+    def __init__(
+        self,
+        program: Program,
+        variables: Variables,
+        loader: Loader | None,
+        loss: LossFn,
+        settings: SparsifySettings,
+        method: MethodInfo,
+        progress: Progress | None,
+    ) -> None:
+        self.program, self.variables, self.loss = program, variables, loss
+        self.loader, self.settings, self.method, self.progress = loader, settings, method, progress
+        self.device = device_of(program.module())
+        self.facts: dict[str, Any] = {}
+        self.journal: list[dict[str, Any]] = []
+        self.tuned: tuple[float, float] | None = None
+        if method.needs_data:
+            assert loader is not None
+            self.stream = Stream(loader, program, self.device)
+            self.kept_back = self.stream.take(settings.holdout)
+
+    def stage(self, number: int, total: int, constraint: Constraint, target: float) -> None:
+        """Makes the network sparser by one step."""
+        begun = time.perf_counter()
+        center = self.variables.read(self.program)
+        entry: dict[str, Any] = {"stage": number + 1, "sparsity": target}
+        if self.method.needs_data:
+            matrix = self.gradients(number, total)
+            entry["gradient_seconds"] = round(time.perf_counter() - begun, 3)
+            w = self.solve(matrix, center, constraint, entry)
+        else:
+            w = magnitude.prune(center, constraint)
+        self.variables.write(self.program, w)
+        if self.settings.batch_norm == "stages" and number + 1 < total:
+            assert self.loader is not None
+            self.program = _reestimate(self.program, self.loader)
+        entry |= {"zeros": int((w == 0).sum()), "seconds": round(time.perf_counter() - begun, 3)}
+        self.journal.append(entry)
+        if self.progress:
+            self.progress(number + 1, total, **{**entry, "stage": "stages"})
+
+    def gradients(self, number: int, total: int) -> DataMatrix:
+        """The data matrix at the present weights."""
+        settings = self.settings
+        batches = self.stream.take(settings.samples * settings.batch_size)
+        rows = Rows(self.program, batches, self.loss, self.variables, settings.batch_size)
+        storage, why = settings.storage, ""
+        if storage == "auto":
+            storage, why = choose_storage(rows.count, self.variables.size, self.device)
+        if number == 0:
+            self.facts |= {"samples": rows.count * rows.batch_size, "rows": rows.count, "storage": storage}
+            if rows.count < settings.samples:
+                _log.warning("the loader gives %d rows, %d were asked for", rows.count, settings.samples)
+            if why and storage != "float32":
+                self.facts["storage_reason"] = why
+                _log.warning("the gradients are held as %s: %s", storage, why)
+        if storage == "matrix-free":
+            return MatrixFree(rows)
+
+        def progress(done: int, count: int, **info: object) -> None:
+            if self.progress:
+                self.progress(number * count + done, total * count, **info)
+
+        matrix = collect(rows, storage, folder=Path(settings.folder) if settings.folder else None, progress=progress)
+        self.facts["gradient_memory"] = human(matrix.bytes)
+        if rows.one_by_one:
+            self.facts["one_by_one"] = rows.one_by_one
+        return matrix
+
+    def first_orders(self) -> tuple[float, ...]:
+        """Candidates for α."""
+        asked = self.settings.first_order
+        if asked is None:
+            asked = "auto" if self.method.uses_gradient else 0.0
+        if asked == "auto":
+            return tuple(alpha / self.settings.batch_size for alpha in FIRST_ORDERS)
+        return (float(asked),)
+
+    def solve(self, matrix: DataMatrix, center: Tensor, constraint: Constraint, entry: dict[str, Any]) -> Tensor:
+        """The new weights."""
+        settings = self.settings
+        held_out = HeldOut(self.program, self.kept_back, self.loss, self.variables)
+        ridges = RIDGES if settings.ridge == "auto" else (float(settings.ridge),)
+        alphas = self.first_orders()
+        problem = Problem(matrix, center, ridges[0], alphas[0])
+        stage = Stage(problem, constraint, self.variables, held_out, settings.seed, settings.block_size)
+        if len(ridges) + len(alphas) > 2:
+            ridge, alpha, losses = tune(stage, ridges=ridges, first_orders=alphas, near=self.tuned)
+            self.tuned = (ridge, alpha)
+            stage = replace(stage, problem=replace(problem, ridge=ridge, offset=alpha))
+            entry["held_out_losses"] = losses
+        entry |= {"ridge": stage.problem.ridge, "first_order": stage.problem.offset}
+        w = self.method.solve(stage, settings.solver)
+        if not bool(torch.isfinite(w).all()):
+            raise UserError(
+                "the updated weights are not finite",
+                where="sparsify",
+                why="the system is singular in this precision",
+                hint="a larger ridge: ridge=1e-3, or 'auto'",
+            )
+        if isinstance(matrix, StoredMatrix):
+            entry["rows"] = matrix.rows
+        return w
+
+
+def _constraints(
+    program: Program, variables: Variables, settings: SparsifySettings, method: MethodInfo
+) -> tuple[list[Constraint], dict[str, Refused], list[float]]:
+    """The patterns of all stages, tensors that stay dense for the pattern's sake, and the stages' sparsities."""
+    asked = [name for name in ("pattern", "block", "macs") if getattr(settings, name) is not None]
+    if len(asked) > 1 or (asked and settings.scope == "layer"):
+        raise UserError(
+            f"{' and '.join(asked)}{' in every layer' * (settings.scope == 'layer')}: one of them at a time",
+            where="sparsify",
+            hint="leave out all but one of pattern, block, macs and scope='layer'",
+        )
+    stages = settings.stages or method.stages
+    if settings.stages and settings.stages > 1 and method.stages == 1:
+        raise UserError(
+            f"method {settings.method} has one stage",
+            where="sparsify.stages",
+            hint="take method='chita++'",
+        )
+    if settings.pattern is not None:
+        # All stages are re-linearisations of the same pattern: N:M has no half-way.
+        pattern, refused = NM.of(variables, *parse_pattern(settings.pattern))
+        share = 1.0 - float(pattern.project(torch.ones(variables.size)).float().mean())
+        return [pattern] * stages, refused, [share] * stages
+    check_sparsity(settings.sparsity)
+    steps = sparsities(stages, settings.sparsity, schedule=settings.schedule or method.schedule, start=settings.start)
+    found: list[Constraint] = []
+    for step in steps:
+        if settings.macs is not None:
+            # Both budgets shrink in step.
+            share = math.exp(math.log(settings.macs) * step / settings.sparsity)
+            found.append(WeightsAndMacs.of(program, variables, step, share))
+        elif settings.block is not None:
+            found.append(Blocks.of(variables, step, settings.block))
+        elif settings.scope == "layer":
+            found.append(PerLayer.of(variables, step))
+        else:
+            found.append(TopK.of(variables, step))
+    return found, {}, list(steps)
+
+
+def _reestimate(program: Program, loader: Loader) -> Program:
+    found = reestimate_batch_norm(program, loader)
+    return replace(found, history=program.history).eval()
