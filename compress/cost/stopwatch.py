@@ -12,7 +12,6 @@ from ...errors import EnvironmentLacksError
 from ...export.layer_model import LayerShape
 from ...export.layer_times import Profile
 from ...export.targets import Target
-from ...passes.program import Program
 from .latency_cache import LatencyCache
 from .latency_table import LatencyTable, measure_table
 from .whole import Network, measure_networks, network_profile
@@ -49,10 +48,10 @@ class Stopwatch(Protocol):
     def layers(self, wanted: Mapping[LayerShape, Sequence[np.ndarray]]) -> LatencyTable:
         """A table of layer times that covers these pairs of widths."""
 
-    def shares(self, dense: Network, network: Network, program: Program) -> Mapping[int, Share]:
+    def shares(self, dense: Network, network: Network) -> Mapping[int, Share]:
         """Time of a network as a share of the dense one's, by batch size."""
 
-    def profile(self, network: Network, program: Program, batch: int) -> Profile:
+    def profile(self, network: Network, batch: int) -> Profile:
         """Where the time of a network goes."""
 
 
@@ -94,11 +93,10 @@ class OrtStopwatch:
             wanted, self.target, threads=self.threads, seconds=self.seconds, cache=cache, progress=self.progress
         )
 
-    def shares(self, dense: Network, network: Network, program: Program) -> dict[int, Share]:
+    def shares(self, dense: Network, network: Network) -> dict[int, Share]:
         """Time of a network as a share of the dense one's, by batch size: paired and interleaved, as the gate does."""
         report = measure_networks(
             {"dense": dense, "model": network},
-            program,
             batches=self.batches,
             threads=self.threads,
             seconds=self.compare_seconds,
@@ -112,6 +110,6 @@ class OrtStopwatch:
             )
         return found
 
-    def profile(self, network: Network, program: Program, batch: int) -> Profile:
+    def profile(self, network: Network, batch: int) -> Profile:
         """Where the time of a network goes."""
-        return network_profile(network, program, batch=batch, threads=self.threads)
+        return network_profile(network, batch=batch, threads=self.threads)

@@ -32,10 +32,12 @@ class Network:
     """A network in the runtime's format.
 
     Attributes:
+        program: The program that it was lowered from, before quantisation.
         model: The ONNX model.
         integer: Module paths of the layers that run on integer grids.
     """
 
+    program: Program
     model: onnx.ModelProto
     integer: frozenset[str]
 
@@ -47,7 +49,7 @@ class Network:
 
 def float_network(program: Program, target: Target) -> Network:
     """The program in FP32, as the latency gate's baseline."""
-    return Network(lower_program(program, target).model, frozenset())
+    return Network(program, lower_program(program, target).model, frozenset())
 
 
 def integer_network(program: Program, target: Target) -> Network:
@@ -66,12 +68,11 @@ def integer_network(program: Program, target: Target) -> Network:
             module.set_range(0.0 if module.non_negative else -_RANGE, _RANGE)
         elif hasattr(module, "weight_quant"):
             integer.add(path)
-    return Network(lower_program(prepared, target).model, frozenset(integer))
+    return Network(program, lower_program(prepared, target).model, frozenset(integer))
 
 
 def measure_networks(
     networks: Mapping[str, Network],
-    program: Program,
     *,
     batches: Sequence[int],
     threads: int,
@@ -81,7 +82,6 @@ def measure_networks(
 
     Args:
         networks: By name.
-        program: Gives example inputs.
         batches: Batch sizes.
         threads: Threads of the runtime.
         seconds: Time for each batch size.
@@ -91,14 +91,14 @@ def measure_networks(
         for name, network in networks.items():
             paths[name] = Path(folder) / f"{name}.onnx"
             onnx.save(network.model, paths[name])
-        inputs = _examples(next(iter(networks.values())), program)
+        inputs = _examples(next(iter(networks.values())))
         return measure(paths, inputs, batches=batches, threads=threads, budget_seconds=seconds)
 
 
-def network_profile(network: Network, program: Program, *, batch: int, threads: int) -> Profile:
+def network_profile(network: Network, *, batch: int, threads: int) -> Profile:
     """Times of the kernels of a network, their names led back to those of the program's nodes where possible."""
     session = open_session(network.model, threads=threads)
-    feeds = make_feeds(session, batch, _examples(network, program))
+    feeds = make_feeds(session, batch, _examples(network))
     profile = time_kernels(network.model, feeds, threads=threads)
     return Profile(tuple(replace(k, name=_node_name(k.name)) for k in profile.kernels), profile.between)
 
@@ -109,7 +109,8 @@ def _node_name(kernel: str) -> str:
     return name.partition("/")[0].removesuffix("_quantized")
 
 
-def _examples(network: Network, program: Program) -> dict[str, np.ndarray]:
+def _examples(network: Network) -> dict[str, np.ndarray]:
+    program = network.program
     tensors = flatten_inputs(program.graph_module, program.example_args, program.example_kwargs)
     arrays = [t.detach().cpu().numpy() for t in tensors if isinstance(t, Tensor)]
     return dict(zip((value.name for value in network.model.graph.input), arrays, strict=False))

@@ -167,10 +167,10 @@ class Costs:
             return reachable(axis, widths)
 
         table = self.timer.layers(wanted_pairs(self.sites, sizes_of, batches))
-        shares = self.timer.shares(self.dense_network, self.network, self.program)
+        shares = self.timer.shares(self.dense_network, self.network)
         models = {}
         for batch in batches:
-            profile = self.timer.profile(self.network, self.program, batch)
+            profile = self.timer.profile(self.network, batch)
             models[batch] = latency_model(self.program, self.sites, table, profile, batch=batch)
         return Measured(models, shares)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
@@ -13,13 +13,14 @@ from ...export.targets import Target
 from ...passes.program import Program
 from ..budget import Budget
 from ..cost.memory import FLOAT_BYTES, memory_columns, peak
-from ..cost.model import Cost, CostModel
+from ..cost.model import CostModel
 from ..cost.stopwatch import Stopwatch
 from ..plan import GroupPlan, Plan, fingerprint
 from ..sensitivity.table import Sensitivity
 from .frontier import Frontier, frontier
 from .limits import PLANNED, WORDS, Costs
 from .milp import TIME_LIMIT
+from .order import joint_rise
 from .problem import Choice, make_choices, widths_by_name
 from .rounds import Attempt, attempts, best
 from .search import SEARCHES, chosen
@@ -69,17 +70,25 @@ def plan(
         UserError: No budget to plan for, or an argument out of range.
         BudgetError: The budgets cannot be met; names the nearest that can.
     """
-    made = _make(program, sensitivity, target, budget, floor, by, ignore, stopwatch, latency_margin, seconds, note)
-    return made[0]
+    options: dict[str, Any] = {
+        "floor": floor,
+        "by": by,
+        "ignore": ignore,
+        "stopwatch": stopwatch,
+        "latency_margin": latency_margin,
+        "seconds": seconds,
+        "note": note,
+    }
+    return plan_with_frontier(0, program, sensitivity, target=target, budget=budget, **options)[0]
 
 
 def plan_with_frontier(
+    points: int,
     program: Program,
     sensitivity: Sensitivity,
     *,
     target: Target,
     budget: Budget,
-    points: int,
     floor: float = 0.1,
     by: str = "auto",
     ignore: Sequence[str] = (),
@@ -87,44 +96,38 @@ def plan_with_frontier(
     latency_margin: float = MARGIN,
     seconds: float = TIME_LIMIT,
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[Plan, Frontier]:
+) -> tuple[Plan, Frontier | None]:
     """`plan`, and the Pareto frontier of predicted loss and the first budget around it.
 
     Args:
-        points: How many budgets the frontier tries; the other arguments are those of `plan`.
+        points: How many budgets the frontier tries; 0 for no frontier.
+        program: As in `plan`, like all that follows.
+        sensitivity: See `plan`.
+        target: See `plan`.
+        budget: See `plan`.
+        floor: See `plan`.
+        by: See `plan`.
+        ignore: See `plan`.
+        stopwatch: See `plan`.
+        latency_margin: See `plan`.
+        seconds: See `plan`.
+        note: See `plan`.
     """
-    made, attempt, costs = _make(
-        program, sensitivity, target, budget, floor, by, ignore, stopwatch, latency_margin, seconds, note
-    )
-    found = frontier(
-        attempt.problem, attempt.limits, costs.model, unit=sensitivity.unit, points=points, seconds=seconds
-    )
-    return made, found
-
-
-def _make(
-    program: Program,
-    sensitivity: Sensitivity,
-    target: Target,
-    budget: Budget,
-    floor: float,
-    by: str,
-    ignore: Sequence[str],
-    stopwatch: Stopwatch | None,
-    margin: float,
-    seconds: float,
-    note: Callable[[str], None],
-) -> tuple[Plan, Attempt, Costs]:
-    _check_arguments(by, floor, margin)
+    _check_arguments(by, floor, latency_margin)
     _check_budget(budget)
     costs = Costs(program, target, stopwatch)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
-    budgets = frozenset(name for name in PLANNED if budget.amount(name) is not None)
-    search = chosen(by, budgets)
-    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=margin, note=note)
+    search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None))
+    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=latency_margin, note=note)
     attempt = best(made)
     settings = {"by": by, "floor": floor, "ignore": list(ignore)}
-    return _document(attempt, made, costs, sensitivity, budget, settings), attempt, costs
+    document = _document(attempt, made, costs, sensitivity, budget, settings)
+    if not points:
+        return document, None
+    around = frontier(
+        attempt.problem, attempt.limits, costs.model, unit=sensitivity.unit, points=points, seconds=seconds
+    )
+    return document, around
 
 
 def _document(
@@ -139,7 +142,7 @@ def _document(
     problem, position, model = attempt.problem, attempt.solution.position, costs.model
     dense = model.dense
     groups = {
-        choice.group.name: _decide(choice, int(place), model, dense, choice.group.name in attempt.dropped)
+        choice.group.name: _decide(choice, int(place), model, sensitivity, choice.group.name in attempt.dropped)
         for choice, place in zip(problem.choices, position, strict=True)
     }
     seed = sensitivity.facts.get("seed")
@@ -161,19 +164,6 @@ def _document(
         optimality=_optimality(attempt),
         measured=_measured(attempt, made, costs, budget),
     )
-
-
-def joint_rise(sensitivity: Sensitivity, removed: Mapping[str, Sequence[int]]) -> float:
-    """Predicted rise of the loss without these units: with their interactions where the method gives them."""
-    if sensitivity.interactions is None:
-        return float(
-            sum(sensitivity.groups[name].delta_loss[list(units)].sum() for name, units in removed.items() if units)
-        )
-    gone, start = [], 0
-    for name, scores in sensitivity.groups.items():
-        gone += [start + unit for unit in removed.get(name, ())]
-        start += len(scores.delta_loss)
-    return float(sensitivity.interactions[np.ix_(gone, gone)].sum())
 
 
 def _optimality(attempt: Attempt) -> dict[str, Any]:
@@ -243,9 +233,9 @@ def _check_budget(budget: Budget) -> None:
     )
 
 
-def _decide(choice: Choice, position: int, model: CostModel, dense: Cost, noise: bool) -> GroupPlan:
+def _decide(choice: Choice, position: int, model: CostModel, sensitivity: Sensitivity, noise: bool) -> GroupPlan:
     """The line of one group; `noise` says that a cut of it was given up."""
-    group, width = choice.group, int(choice.widths[position])
+    group, width, dense = choice.group, int(choice.widths[position]), model.dense
     if choice.scores is None:
         return GroupPlan(group.width, reason=choice.reason)
     if position == 0:
@@ -257,7 +247,7 @@ def _decide(choice: Choice, position: int, model: CostModel, dense: Cost, noise:
     return GroupPlan(
         width=group.width,
         removed=tuple(int(unit) for unit in removed),
-        delta_loss=_rounded(float(choice.scores.delta_loss[removed].sum())),
+        delta_loss=_rounded(joint_rise(sensitivity, {group.name: tuple(removed.tolist())})),
         std_error=_rounded(float(np.sqrt((choice.scores.std_error[removed] ** 2).sum()))),
         params=alone.params - dense.params,
         macs=alone.macs - dense.macs,

@@ -15,6 +15,7 @@ from ...passes.labels.groups import Group
 from ..cost.terms import Column
 from ..sensitivity.table import Scores, Sensitivity
 from .levels import Levels
+from .order import own_interactions, removal_order
 
 ROUNDING = 1e-9
 """Relative error that sums of costs may have."""
@@ -122,7 +123,7 @@ def make_choices(
             why="they were measured on another program",
             hint="rank this program",
         )
-    choices = []
+    choices, blocks = [], own_interactions(sensitivity)
     for column, group in enumerate(groups):
         scores = sensitivity.groups.get(group.name)
         if scores is not None and len(scores.delta_loss) != group.width:
@@ -131,12 +132,18 @@ def make_choices(
                 why="they were measured on another program",
                 hint="rank this program",
             )
-        choices.append(_choice(group, column, scores, align, floor, ignore))
+        choices.append(_choice(group, column, scores, blocks.get(group.name), align, floor, ignore))
     return tuple(choices)
 
 
 def _choice(
-    group: Group, column: int, scores: Scores | None, align: int, floor: float, ignore: Sequence[str]
+    group: Group,
+    column: int,
+    scores: Scores | None,
+    block: np.ndarray | None,
+    align: int,
+    floor: float,
+    ignore: Sequence[str],
 ) -> Choice:
     pattern = next((p for p in ignore if fnmatchcase(group.name, p)), None)
     step = grid_step(group, align)
@@ -153,9 +160,8 @@ def _choice(
     if reason or scores is None:
         whole = np.array([group.width], dtype=np.int64)
         return Choice(group, column, np.arange(group.width), whole, np.zeros(1), None, reason)
-    order = np.argsort(scores.delta_loss, kind="stable")
+    order, sums = removal_order(scores.delta_loss, block)
     widths = np.array([group.width, *range((group.width - 1) // step * step, least - 1, -step)], dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(np.maximum(scores.delta_loss[order], 0.0))])
     return Choice(group, column, order, widths, sums[group.width - widths], scores)
 
 

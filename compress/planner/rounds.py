@@ -16,7 +16,7 @@ from ..cost.whole import integer_network
 from .limits import Costs, Limit
 from .problem import Choice, Problem
 from .refusal import refusal
-from .search import SEARCHES
+from .search import COUNTED, SEARCHES
 from .solution import Solution
 
 TOLERANCE = 0.10
@@ -93,14 +93,14 @@ def attempts(
         widths = problem.widths(solution.position)
         predicted = {batch: model.micros(widths) / measured.dense(batch) for batch, model in models.items()}
         network = integer_network(apply(costs.program, _keep(problem, solution), allow_unchanged=True), costs.target)
-        shares = costs.timer.shares(costs.dense_network, network, costs.program)
+        shares = costs.timer.shares(costs.dense_network, network)
         attempt = Attempt(problem, limits, solution, predicted, shares, _holds(limits, shares, models), dropped)
         made.append(attempt)
         note(_told(number, attempt))
         if attempt.error <= TOLERANCE and attempt.holds:
             break
         for batch, model in models.items():
-            profile = costs.timer.profile(network, costs.program, batch)
+            profile = costs.timer.profile(network, batch)
             models[batch] = model.corrected(widths, profile, shares[batch].median * measured.dense(batch))
     return tuple(made)
 
@@ -203,11 +203,9 @@ def _problem(choices: tuple[Choice, ...], limits: tuple[Limit, ...]) -> Problem:
 
 
 def _solve(problem: Problem, limits: tuple[Limit, ...], by: str, seconds: float) -> Solution:
-    counted = all(limit.budget in ("params", "macs") for limit in limits)
-    if counted and not problem.fits(problem.last[None])[0]:
-        found = None  # a search by rule of thumb takes a feasible problem
-    else:
-        found = SEARCHES[by](problem, seconds)
+    # A search by rule of thumb takes a feasible problem, and counts fall with every cut.
+    hopeless = all(limit.budget in COUNTED for limit in limits) and not problem.fits(problem.last[None])[0]
+    found = None if hopeless else SEARCHES[by](problem, seconds)
     if found is not None:
         return found
     refused = refusal(problem, limits, seconds)
