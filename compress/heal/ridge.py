@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ...passes.labels.selection import Keep, check_keep, kept_positions
 from ...passes.program import Program
-from ...passes.shapes import eval_mode, flatten_inputs
+from ...passes.shapes import eval_mode
 from ..data import Loader
-from ..sensitivity.batches import Batch, read_batches
+from ..sensitivity.batches import read_batches
 from .device import device_of
-
-_EQUATIONS_PER_WEIGHT = 64
-"""Places (pixels of all images) drawn for every input of a layer: more change little but the time."""
+from .lockstep import Lockstep, schedule
+from .refit import Targets, refit
+from .tail import tail_of
 
 _VALUE_BYTES = 1 << 30
 """A value of all samples, of which several are held at a time, takes at most this."""
-
-_PATCH_ELEMENTS = 1 << 24
-"""Patches of so many numbers are unfolded at a time."""
 
 
 def reconstruct(
@@ -38,27 +32,34 @@ def reconstruct(
     *,
     samples: int = 1024,
     ridge: float = 1e-3,
+    tails: bool = True,
     seed: int = 0,
     progress: Callable[..., Any] | None = None,
 ) -> Program:
     """Refits every convolution and linear layer of a pruned network to the outputs of the dense one.
 
-    Layer after layer, W minimises Σ ‖y − W x‖² + λ ‖W − W₀‖², where x is what the layer reads in the pruned network
-    (whose earlier layers are refitted already), y what the dense layer computes in the channels that remain, and W₀ its
+    Layer after layer, W minimises Σ ‖t − W x‖² + λ ‖W − W₀‖², where x is what the layer reads in the pruned network
+    (whose earlier layers are refitted already), t what the dense layer computes in the channels that remain, and W₀ its
     weights as they are. So each layer makes up for the channels that it lost and for the error that reaches it (channel
     pruning by least squares: He, Zhang and Sun 2017, arXiv:1707.06168; here with all remaining inputs and a pull
     towards the old weights). No gradient is needed. Both networks run once, in step: the values of all samples
     move from layer to layer together.
 
+    With `tails`, what a layer's output goes through next is minded too. Where it is added to a skip connection, the
+    sum is what has to agree with the dense network, so that errors of the skip connection are made up for and do not
+    pile up from block to block. Where a ReLU follows, everything below zero is as good as anything else below zero
+    (Zhang et al. 2016, arXiv:1505.06798): such targets follow the prediction, and the layer is solved for again.
+
     Layers whose shape hides which outputs belong together (grouped, transposed and 3-d convolutions) stay as they are.
 
     Args:
         dense: The network before pruning.
-        smaller: `apply(dense, keep)`; not changed.
+        smaller: `apply(dense, keep)`, or that with other weights; not changed.
         keep: Kept units by group name.
         loader: Batches; only the inputs are used.
         samples: How many samples are read at most; fewer where one value of all of them would take more than 1 GiB.
         ridge: λ over the mean diagonal of Σ x xᵀ.
+        tails: Whether sums and ReLUs behind a layer are minded.
         seed: Of the positions that are drawn where an image has more than are needed.
         progress: Told `progress(done, total)` after every layer.
 
@@ -69,19 +70,30 @@ def reconstruct(
     rows = _kept_outputs(dense, keep)
     batches = read_batches(loader, min(samples, _affordable(dense)), dense, device_of(dense.module()))
     generator = torch.Generator().manual_seed(seed)
+    layers = [node for node in refitted.graph.nodes if refittable(refitted, node)]
+    names = {node.name for node in dense.graph.nodes}
+    found_tails = {node.name: tail_of(refitted, node) for node in layers} if tails else {}
+    after = {name: [tail.other] for name, tail in found_tails.items() if tail.other in names}
     with eval_mode(dense.module()), eval_mode(refitted.module()), torch.no_grad():
-        wanted, found = _Lockstep(dense, batches), _Lockstep(refitted, batches)
-        layers = [node for node in refitted.graph.nodes if _refittable(refitted, node)]
-        for done, node in enumerate(layers, start=1):
-            inputs = found.inputs_of(node.name)
-            outputs = wanted.outputs_of(node.name)
+        wanted, found = Lockstep(dense, batches, after), Lockstep(refitted, batches, after)
+        order = {node.name: place for place, node in enumerate(schedule(refitted.graph, after))}
+        for done, node in enumerate(sorted(layers, key=lambda node: order[node.name]), start=1):
+            inputs, outputs = found.inputs_of(node.name), wanted.outputs_of(node.name)
             layer = refitted.graph_module.get_submodule(str(node.target))
             kept = rows.get(str(node.target))
-            if kept is not None:
+
+            def remaining(values: list[Tensor], layer: Any = layer, kept: Any = kept) -> list[Tensor]:
+                if kept is None:
+                    return values
                 index = torch.from_numpy(kept)
                 axis = -1 if isinstance(layer, nn.Linear) else 1
-                outputs = [y.index_select(axis, index.to(y.device)) for y in outputs]
-            _refit(layer, inputs, outputs, ridge, generator)  # type: ignore[arg-type]
+                return [y.index_select(axis, index.to(y.device)) for y in values]
+
+            tail, skips = found_tails.get(node.name), None
+            if tail is not None and node.name in after:
+                skips = list(zip(remaining(wanted.value(tail.other)), found.value(tail.other), strict=True))
+            targets = Targets(remaining(outputs), tail, skips)
+            refit(layer, inputs, targets, ridge, generator)  # type: ignore[arg-type]
             if progress:
                 progress(done, len(layers))
     return refitted
@@ -96,7 +108,7 @@ def _affordable(program: Program) -> int:
     return max(1, _VALUE_BYTES * examples // max(sizes, default=1))
 
 
-def _refittable(program: Program, node: fx.Node) -> bool:
+def refittable(program: Program, node: fx.Node) -> bool:
     """Whether a node is the only call of a layer whose outputs are one linear map of patches of its input."""
     if node.op != "call_module" or sum(other.target == node.target for other in program.graph.nodes) > 1:
         return False
@@ -111,109 +123,3 @@ def _kept_outputs(dense: Program, keep: Keep) -> Mapping[str, np.ndarray]:
     positions = kept_positions(dense.analysis, check_keep(dense.analysis, keep))
     lost = {name.rpartition("."): axes[0] for name, axes in positions.items() if 0 in axes}
     return {path: rows for (path, _, name), rows in lost.items() if name == "weight"}
-
-
-class _Run(fx.Interpreter):
-    """One batch on its way through a network."""
-
-    def __init__(self, program: Program, batch: Batch) -> None:
-        super().__init__(program.graph_module)
-        self.args_iter = iter(flatten_inputs(program.graph_module, batch.args, dict(batch.kwargs)))
-
-    def step(self, node: fx.Node) -> None:
-        """Evaluates a node, and forgets what nothing reads any more."""
-        self.env[node] = self.run_node(node)
-        for dead in self.user_to_last_uses.get(node, []):
-            del self.env[dead]
-
-
-class _Lockstep:
-    """All batches on their way through a network, one node at a time."""
-
-    def __init__(self, program: Program, batches: Sequence[Batch]) -> None:
-        self.runs = [_Run(program, batch) for batch in batches]
-        self.ahead = deque(program.graph.nodes)
-
-    def inputs_of(self, name: str) -> list[Tensor]:
-        """What the node of this name is about to read, by batch."""
-        while self.ahead[0].name != name:
-            self._step()
-        return [run.env[self.ahead[0].all_input_nodes[0]] for run in self.runs]
-
-    def outputs_of(self, name: str) -> list[Tensor]:
-        """What the node of this name computes, by batch."""
-        self.inputs_of(name)
-        node = self._step()
-        return [run.env[node] for run in self.runs]
-
-    def _step(self) -> fx.Node:
-        node = self.ahead.popleft()
-        for run in self.runs:
-            run.step(node)
-        return node
-
-
-def _refit(
-    layer: nn.Conv1d | nn.Conv2d | nn.Linear,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    ridge: float,
-    generator: torch.Generator,
-) -> None:
-    """Solves for the weights (and bias) of one layer, in place; see `reconstruct`."""
-    width = layer.weight[0].numel() + (layer.bias is not None)
-    old = layer.weight.flatten(1).double()
-    if layer.bias is not None:
-        old = torch.cat([old, layer.bias.double()[:, None]], 1)
-    gram = old.new_zeros(width, width)
-    cross = old.new_zeros(len(old), width)
-    places = sum(y.numel() for y in outputs) // len(old)
-    share = min(1.0, _EQUATIONS_PER_WEIGHT * width / places)
-    for x, y in zip(inputs, outputs, strict=True):
-        for patches, targets in _equations(layer, x, y, share, generator):
-            if layer.bias is not None:
-                patches = F.pad(patches, (0, 1), value=1.0)
-            gram += (patches.T @ patches).double()
-            cross += (targets.T @ patches).double()
-    strength = ridge * float(gram.diagonal().mean())
-    if not math.isfinite(strength) or strength <= 0.0:
-        return  # Nothing reaches the layer: nothing to learn from.
-    change = torch.cholesky_solve((cross - old @ gram).T, torch.linalg.cholesky(_plus_diagonal(gram, strength))).T
-    new = (old + change).to(layer.weight.dtype)
-    if layer.bias is not None:
-        layer.bias.copy_(new[:, -1])
-        new = new[:, :-1]
-    layer.weight.copy_(new.reshape(layer.weight.shape))
-
-
-def _plus_diagonal(matrix: Tensor, value: float) -> Tensor:
-    return matrix + value * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-
-
-def _equations(
-    layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor, y: Tensor, share: float, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of inputs [places, inputs of the layer] and outputs [places, channels], a random share of all places."""
-    if isinstance(layer, nn.Linear):
-        yield x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        return
-    x = F.pad(x, layer._reversed_padding_repeated_twice) if isinstance(layer.padding, str) else F.pad(x, _pads(layer))
-    if isinstance(layer, nn.Conv1d):
-        x, y = x.unsqueeze(2), y.unsqueeze(2)
-    kernel, stride, dilation = (_two(getattr(layer, n)) for n in ("kernel_size", "stride", "dilation"))
-    count = y.shape[2] * y.shape[3]
-    drawn = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(x.device)
-    images = max(1, _PATCH_ELEMENTS // (layer.weight[0].numel() * count))
-    for part, target in zip(x.split(images), y.flatten(2).split(images), strict=True):
-        patches = F.unfold(part, kernel, dilation=dilation, stride=stride)[..., drawn]
-        yield patches.transpose(1, 2).flatten(0, 1), target[..., drawn].transpose(1, 2).flatten(0, 1)
-
-
-def _pads(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """Padding in the order of `F.pad`: last axis first, both ends."""
-    return [int(p) for p in reversed(layer.padding) for _ in range(2)]
-
-
-def _two(values: Sequence[int]) -> tuple[int, int]:
-    """A setting of a convolution for two axes."""
-    return (1, int(values[0])) if len(values) == 1 else (int(values[0]), int(values[1]))

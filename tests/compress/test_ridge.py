@@ -146,8 +146,8 @@ def test_large_values_take_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pixels_are_drawn_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.compress.heal.ridge._EQUATIONS_PER_WEIGHT", 4)
-    monkeypatch.setattr("secateur.compress.heal.ridge._PATCH_ELEMENTS", 5000)
+    monkeypatch.setattr("secateur.compress.heal.refit._EQUATIONS_PER_WEIGHT", 4)
+    monkeypatch.setattr("secateur.compress.heal.refit._PATCH_ELEMENTS", 5000)
     torch.manual_seed(3)
     program, x, loader = _program(_TwoConvs(nn.Conv2d(6, 4, 3)), 3, 12, 12)
     keep = {"first": np.arange(5)}
