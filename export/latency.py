@@ -12,16 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
 from .cpu import cpu_facts
-from .ort_session import open_session
-
-if TYPE_CHECKING:
-    import onnxruntime
+from .session import Session, milliseconds, open_model
+from .tensorrt.device import clocks
 
 __all__ = ["BatchLatency", "LatencyReport", "ModelLatency", "Ratio", "cpu_facts", "measure"]
 
@@ -119,11 +117,12 @@ def measure(
     budget_seconds: float = 5.0,
     warmup: int = 5,
     seed: int = 0,
+    provider: str = "cpu",
 ) -> LatencyReport:
     """Measures models side by side, paired and interleaved.
 
     Args:
-        paths: ONNX files by name; the first is the baseline of the ratios.
+        paths: ONNX files or engines by name; the first is the baseline of the ratios.
         inputs: Example inputs by name: integers are drawn from their values, and they are not needed for float inputs.
         batches: Batch sizes.
         threads: Threads of the runtime.
@@ -131,6 +130,7 @@ def measure(
         budget_seconds: Time spent on one batch size.
         warmup: Runs of each model before the first measurement.
         seed: Of the random inputs and the bootstrap.
+        provider: What onnxruntime computes with; see `ort_session.PROVIDERS`.
 
     Raises:
         UserError: No model, a batch size below 1, or an input whose shape is unknown.
@@ -138,8 +138,8 @@ def measure(
     """
     if not paths or any(batch < 1 for batch in batches) or threads < 1:
         raise UserError("latency needs a model, batch sizes of at least 1 and at least one thread")
-    sessions = {name: open_session(path, threads=threads) for name, path in paths.items()}
-    load_before = _load()
+    sessions = {name: open_model(path, threads=threads, provider=provider) for name, path in paths.items()}
+    load_before, clocks_before = _load(), clocks()
     entries = []
     for batch in batches:
         feeds = {name: make_feeds(s, batch, inputs or {}, seed=seed) for name, s in sessions.items()}
@@ -149,13 +149,17 @@ def measure(
     return LatencyReport(
         baseline=next(iter(paths)),
         batches=tuple(entries),
-        environment=_environment(threads, seed, load_before, load_after),
+        environment={
+            **_environment(threads, seed, load_before, load_after),
+            **({"provider": provider} if provider != "cpu" else {}),
+            **({"gpu_clocks": {"before": clocks_before, "after": clocks()}} if clocks_before else {}),
+        },
         warnings=tuple(_warnings(threads, load_before)),
     )
 
 
 def make_feeds(
-    session: onnxruntime.InferenceSession, batch: int, examples: Mapping[str, np.ndarray], *, seed: int = 0
+    session: Session, batch: int, examples: Mapping[str, np.ndarray], *, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Random inputs for a session: normal floats; integers drawn from the example's values.
 
@@ -209,7 +213,7 @@ def _shape(name: str, shape: Sequence[int | str], batch: int, example: np.ndarra
 
 
 def _interleave(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
+    sessions: Mapping[str, Session],
     feeds: Mapping[str, dict[str, np.ndarray]],
     *,
     rounds: int | None,
@@ -232,7 +236,11 @@ def _interleave(
     return times
 
 
-def _milliseconds(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> float:
+def _milliseconds(session: Session, feeds: dict[str, np.ndarray]) -> float:
+    """One run, by the session's own clock if it has one: a device works on while the host goes on."""
+    on_device = milliseconds(session, feeds)
+    if on_device is not None:
+        return on_device
     start = time.perf_counter_ns()
     session.run(None, feeds)
     return (time.perf_counter_ns() - start) / 1e6

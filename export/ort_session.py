@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EnvironmentLacksError
+from ..errors import EnvironmentLacksError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
 _WARNINGS_OFF = 3
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""What onnxruntime computes with, by our name for it."""
 
 
 def open_session(
@@ -25,8 +33,9 @@ def open_session(
     spinning: bool = False,
     optimised: Path | None = None,
     profile: Path | None = None,
+    provider: str = "cpu",
 ) -> onnxruntime.InferenceSession:
-    """Opens a model on the CPU.
+    """Opens a model.
 
     Args:
         model: A file, or a model in memory.
@@ -37,9 +46,10 @@ def open_session(
             other's time, so it is off by default.
         optimised: Writes the graph that the runtime made of the model there.
         profile: Times every kernel; `end_profiling()` writes a JSON file whose path starts like this.
+        provider: Key of `PROVIDERS`; what it cannot compute falls back to the CPU.
 
     Raises:
-        EnvironmentLacksError: onnxruntime is not installed.
+        EnvironmentLacksError: onnxruntime is not installed, or this build of it lacks the provider.
     """
     try:
         import onnxruntime
@@ -47,6 +57,7 @@ def open_session(
         raise EnvironmentLacksError(
             "onnxruntime is not installed", why=str(error), hint="pip install onnxruntime"
         ) from error
+    chosen = _provider(provider, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -61,7 +72,7 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     source = str(model) if isinstance(model, Path | str) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=chosen)
 
 
 def run(session: onnxruntime.InferenceSession, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,3 +80,22 @@ def run(session: onnxruntime.InferenceSession, batch: Mapping[str, np.ndarray]) 
     names = [output.name for output in session.get_outputs()]
     values = session.run(names, dict(batch))
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def _provider(name: str, available: Sequence[str]) -> list[str]:
+    """The provider and the one it falls back to.
+
+    Raises:
+        UserError: There is no such provider.
+        EnvironmentLacksError: This build of onnxruntime lacks it.
+    """
+    if name not in PROVIDERS:
+        hint = f"one of: {', '.join(PROVIDERS)}"
+        raise UserError(f"there is no provider {name!r}{did_you_mean(name, PROVIDERS)}", hint=hint)
+    if PROVIDERS[name] not in available:
+        raise EnvironmentLacksError(
+            f"onnxruntime has no provider for {name} here",
+            why=f"this build has {', '.join(available)}",
+            hint="install onnxruntime-gpu, or the provider's own package",
+        )
+    return list(dict.fromkeys((PROVIDERS[name], PROVIDERS["cpu"])))

@@ -105,7 +105,8 @@ class GateRun:
         if self.verdict_file and self.judges and not self.crashed:
             results = tuple(result for judge in self.judges for result in judge.results)
             seconds = round(time.monotonic() - self.started, 3)
-            Verdict(str(self.directory), results, environment(), seconds).save(self.verdict_file)
+            unverified = self.subject_under_test.unverified
+            Verdict(str(self.directory), results, environment(), seconds, unverified).save(self.verdict_file)
 
 
 def _gate_name(item: pytest.Item) -> str:

@@ -51,6 +51,10 @@ class Judge:
             GateResult(self.gate, check, "failed" if limit is not None else "measured", None, limit, False, unit, why)
         )
 
+    def skipped(self, check: str, why: str) -> GateResult:
+        """Records that something needs a device that is not here; never a failure, and never a pass."""
+        return self._add(GateResult(self.gate, check, "skipped", text=why))
+
     def broken(self, why: str) -> GateResult:
         """Records that the gate could not be judged at all."""
         return self._add(GateResult(self.gate, "prerequisites", "failed", text=why))

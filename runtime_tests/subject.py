@@ -17,7 +17,10 @@ from ..errors import UserError
 from ..export.artifact import PROGRAM_NAME, Artifact
 from ..export.cpu import cpu_facts
 from ..export.manifest import read_manifest
-from ..export.ort_session import open_session
+from ..export.session import open_model
+from ..export.targets import TARGETS, Target
+from ..export.tensorrt.device import find_device
+from ..export.tensorrt.engine_file import PLAN_SUFFIX, engine_for
 from ..gates import CheckFile
 from ..inputs import METRICS, load_data, resolve
 from ..passes.program import Program
@@ -28,12 +31,13 @@ Feeds = Mapping[str, np.ndarray]
 
 @dataclass
 class Runner:
-    """One ONNX file in onnxruntime.
+    """One ONNX file in onnxruntime, or one engine on its device.
 
     Args:
         path: The file.
         threads: Threads of the runtime.
         literal: Executes quantisation operators as they are written, without integer kernels.
+        onnx_file: The network that an engine computes; None for an ONNX file.
 
     Raises:
         UserError: The runtime does not accept the file.
@@ -42,15 +46,17 @@ class Runner:
     path: Path
     threads: int = 1
     literal: bool = False
+    onnx_file: Path | None = None
 
     def __post_init__(self) -> None:
+        self.runtime = "onnxruntime" if self.onnx_file is None else "TensorRT"
         try:
-            self.session = open_session(self.path, threads=self.threads, literal=self.literal)
+            self.session = open_model(self.path, threads=self.threads, literal=self.literal, onnx_file=self.onnx_file)
         except UserError:
             raise
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise UserError(
-                "onnxruntime does not load the model", where=str(self.path), why=_first_line(error)
+                f"{self.runtime} does not load the model", where=str(self.path), why=_first_line(error)
             ) from error
 
     def __call__(self, feeds: Feeds) -> list[np.ndarray]:
@@ -61,9 +67,11 @@ class Runner:
         """
         try:
             return [np.asarray(output) for output in self.session.run(None, dict(feeds))]
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
-                "onnxruntime rejects a batch",
+                f"{self.runtime} rejects a batch",
                 where=str(self.path),
                 why=_first_line(error),
                 hint="the test loader must yield the shapes and types that the model was captured with",
@@ -112,6 +120,41 @@ class Subject:
         path = self.artifact.dense
         return path if path is not None and path.is_file() else None
 
+    @cached_property
+    def target(self) -> Target | None:
+        """The target of the artifact; None if this version does not know it."""
+        return TARGETS.get(str(self.artifact.manifest.get("target")))
+
+    @property
+    def for_device(self) -> bool:
+        """Whether the artifact is for something other than this processor."""
+        return self.target is not None and self.target.device != "cpu"
+
+    @cached_property
+    def unverified(self) -> str:
+        """Why the artifact is not run on the device that it is for; empty if it is."""
+        if not self.for_device:
+            return ""
+        device = find_device()
+        if device is None:
+            return "not verified on device: there is no CUDA device here"
+        try:
+            engine_for(self.engine(self.model), self.model, device)
+        except UserError as error:
+            return f"not verified on device: {error.what}" + (f" ({error.why})" if error.why else "")
+        return ""
+
+    def engine(self, path: Path) -> Path:
+        """Where the engine of an ONNX file lies."""
+        return path.with_suffix(PLAN_SUFFIX)
+
+    def runnable(self, path: Path) -> Path | None:
+        """What runs an ONNX file of the artifact where it is meant to: itself, or its engine. None without engine."""
+        if not self.for_device:
+            return path
+        plan = self.engine(path)
+        return plan if plan.is_file() and not self.unverified else None
+
     @property
     def has_program(self) -> bool:
         """The artifact holds the torch program that it was exported from."""
@@ -138,11 +181,21 @@ class Subject:
         return resolve(self.check.metric, METRICS, key="metric")
 
     def runner(self, path: Path, *, literal: bool = False) -> Runner:
-        """The session of a file, opened once."""
+        """The session of a file, opened once: on the artifact's device if there is one, else on the CPU.
+
+        Args:
+            path: The ONNX file.
+            literal: On the CPU, executing quantisation operators as they are written.
+        """
         key = (path.name, literal)
         if key not in self._runners:
+            plan = self.runnable(path) if self.for_device and not literal else None
+            # A file in the dialect of another runtime says what it means only when it is taken literally.
+            as_written = literal or (self.for_device and path == self.model)
             # Only latency depends on the number of threads, and its gate opens sessions of its own.
-            self._runners[key] = Runner(path, cpu_facts()["cores"], literal)
+            self._runners[key] = (
+                Runner(path, cpu_facts()["cores"], as_written) if plan is None else Runner(plan, onnx_file=path)
+            )
         return self._runners[key]
 
     def batches(self) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any], Any]]:

@@ -21,13 +21,14 @@ def test_accuracy(gate: AccuracyGate, subject: Subject, judge: Judge) -> None:
     model, *dense = (np.concatenate(scores) for scores in found)
 
     name, error = subject.check.metric, mean_std_error(model)
+    where = f"; on the CPU, {subject.unverified}" if subject.unverified else ""
     judge(
         name,
         100 * float(model.mean()),
         gate.min,
         at_least=True,
         unit="%",
-        text=f"± {error:.2f} (standard error), {model.size:,} test samples",
+        text=f"± {error:.2f} (standard error), {model.size:,} test samples{where}",
         details={"samples": model.size, "model": float(model.mean()), "std_error": error},
     )
     if not dense:

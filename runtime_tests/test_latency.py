@@ -7,6 +7,8 @@ measurement may decide otherwise.
 
 from typing import Any
 
+import pytest
+
 from secateur.export.latency import LatencyReport, ModelLatency, measure
 from secateur.gates import LatencyGate
 from secateur.runtime_tests.judge import Judge
@@ -14,9 +16,14 @@ from secateur.runtime_tests.subject import Subject
 
 
 def test_latency(gate: LatencyGate, subject: Subject, judge: Judge) -> None:
-    paths = {name: path for name, path in (("dense", subject.dense), ("model", subject.model)) if path}
-    for path in paths.values():
+    if subject.unverified:
+        for batch in gate.batches:
+            judge.skipped(f"batch {batch}", subject.unverified)
+        pytest.skip(subject.unverified)
+    files = {name: path for name, path in (("dense", subject.dense), ("model", subject.model)) if path}
+    for path in files.values():
         subject.runner(path)  # says why, if the runtime does not load it
+    paths = {name: run for name, path in files.items() if (run := subject.runnable(path))}
     report = measure(
         paths,
         subject.example_feeds(),

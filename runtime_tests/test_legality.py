@@ -4,9 +4,12 @@ from pathlib import Path
 
 import onnx
 
+from secateur.errors import EnvironmentLacksError, UserError
 from secateur.export.artifact import MODEL_NAME
 from secateur.export.hashing import hash_file
 from secateur.export.manifest import describe_files
+from secateur.export.tensorrt.engine_file import engine_for
+from secateur.export.tensorrt.legality import check_legality
 from secateur.gates import LegalityGate
 from secateur.runtime_tests.judge import Judge
 from secateur.runtime_tests.subject import Subject
@@ -34,6 +37,31 @@ def test_legality(gate: LegalityGate, subject: Subject, judge: Judge) -> None:
             errors = _onnx_errors(path)
             text = "; ".join(errors) or "passes onnx.checker and strict shape inference"
             judge(f"errors in {path.name}", len(errors), 0, text=text)
+
+    if subject.target is not None and subject.target.dialect == "tensorrt":
+        findings = check_legality(onnx.load(str(subject.model)))
+        illegal = [f"{finding.where}: {finding.reason}" for finding in findings if finding.illegal]
+        slow = f"{len(findings) - len(illegal)} remarks on speed"
+        judge("illegal for TensorRT", len(illegal), 0, text="; ".join(illegal) or f"nothing; {slow}")
+        _judge_engine(subject, judge)
+
+
+def _judge_engine(subject: Subject, judge: Judge) -> None:
+    """Whether the engine is the one that was built from this ONNX file."""
+    plan, name = subject.engine(subject.model), "engines that are stale or foreign"
+    if not plan.is_file():
+        missing = dict(subject.artifact.manifest.get("engines_missing", {}))
+        judge.skipped(name, f"there is no engine: {missing.get(MODEL_NAME, 'none was built')}")
+        return
+    try:
+        found, library = engine_for(plan, subject.model, None)  # whether it fits the device is for `unverified` to say
+    except EnvironmentLacksError as error:
+        judge.skipped(name, f"{error.what}: {error.why}")
+    except UserError as error:
+        judge(name, 1, 0, text="; ".join(part for part in (error.what, error.why) if part))
+    else:
+        where = ", ".join(found.key.capabilities)
+        judge(name, 0, 0, text=f"built by {library.name} {library.version} for compute capabilities {where}")
 
 
 def _difference(path: Path, entry: dict[str, object]) -> str:

@@ -9,6 +9,9 @@ def test_size(gate: SizeGate, subject: Subject, judge: Judge) -> None:
     size = subject.model.stat().st_size
     dense = subject.dense.stat().st_size if subject.dense else None
     details = {"model": size, "dense": dense}
+    plan = subject.engine(subject.model)
+    if subject.for_device and plan.is_file():
+        judge(plan.name, plan.stat().st_size / 1000, unit="kB", text="the engine, with its compiled kernels")
     limit = gate.limit
     if limit is not None and limit.relative:
         if dense is None:

@@ -8,19 +8,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ExitCode, UserError
+from .errors import EnvironmentLacksError, ExitCode, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = Literal["passed", "failed", "measured", "not asked"]
-"""`measured`: reported without a limit. `not asked`: the gate was switched off."""
+State = Literal["passed", "failed", "measured", "skipped", "not asked"]
+"""`measured`: reported without a limit. `skipped`: needs a device that is not here. `not asked`: switched off."""
 
 FORMAT = 1
 _MARKS = {
     "passed": "[green]passed[/]",
     "failed": "[bold red]FAILED[/]",
     "measured": "measured",
+    "skipped": "[yellow]skipped[/]",
     "not asked": "[dim]not asked[/]",
 }
 
@@ -32,7 +33,7 @@ class GateResult:
     Attributes:
         gate: Name of the gate: accuracy, parity, latency, size, kernels, legality.
         check: What of it was judged, such as `drop` or `batch 32`.
-        state: Passed, failed, measured only, or not asked.
+        state: Passed, failed, measured only, skipped for want of a device, or not asked.
         measured: The value, in `unit`; None if it could not be measured.
         limit: The limit, in `unit`; None if there is none.
         at_least: The limit is a lower one.
@@ -66,17 +67,19 @@ class Verdict:
         gates: One result for each limit, in the order of the suite.
         environment: Versions, processor, threads: what the numbers were measured with.
         seconds: How long it took.
+        unverified: Why the artifact was not run on the device that it is for; empty if it was.
     """
 
     artifact: str
     gates: tuple[GateResult, ...]
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    unverified: str = ""
 
     @property
     def passed(self) -> bool:
         """No limit is broken, and at least one thing was looked at."""
-        looked = any(result.state != "not asked" for result in self.gates)
+        looked = any(result.state not in ("not asked", "skipped") for result in self.gates)
         return looked and all(result.passed for result in self.gates)
 
     @property
@@ -88,6 +91,25 @@ class Verdict:
     def exit_code(self) -> ExitCode:
         """Exit code of the command line: 0, or 3."""
         return ExitCode.OK if self.passed else ExitCode.GATE
+
+    def require_device(self) -> None:
+        """Makes it an error that gates were skipped for want of a device.
+
+        Raises:
+            EnvironmentLacksError: The artifact holds every limit that was judged, but was not run on its device.
+        """
+        if self.passed and self.unverified:
+            raise EnvironmentLacksError(
+                "the artifact is not verified on its device",
+                where=self.artifact,
+                why=self.unverified,
+                hint="check it on a machine with the device, or leave --require-device out",
+            )
+
+    @property
+    def heading(self) -> str:
+        """Whether it passed, and whether it was run on its device, in a few words."""
+        return ("passed" if self.passed else "refused") + (", not verified on device" if self.unverified else "")
 
     def gate(self, name: str) -> tuple[GateResult, ...]:
         """The results of one gate."""
@@ -111,7 +133,8 @@ class Verdict:
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']} is not {FORMAT}")
             gates = tuple(GateResult(**entry) for entry in data["gates"])
-            return Verdict(data["artifact"], gates, data["environment"], data["seconds"])
+            unverified = data.get("unverified", "")
+            return Verdict(data["artifact"], gates, data["environment"], data["seconds"], unverified)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 "this is not a verdict",
@@ -129,7 +152,7 @@ class Verdict:
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{'passed' if self.passed else 'refused'}: {escape(self.artifact)}", title_justify="left")
+        table = Table(title=f"{self.heading}: {escape(self.artifact)}", title_justify="left")
         for heading in ("gate", "check", "measured", "limit", "", "what was seen"):
             table.add_column(heading, justify="right" if heading in {"measured", "limit"} else "left")
         for result in self.gates:

@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import EnvironmentLacksError, UserError
 from ..hashing import hash_file
 from .build import BuiltEngine, Progress, build_engine
-from .device import find_device
+from .device import Device, find_device
 from .key import EngineKey, engine_key, require_fit
 from .library import Library, load_library
 from .settings import EngineSettings
@@ -96,12 +96,13 @@ def read_engine(path: Path) -> EngineFile:
     return EngineFile(path, key, facts)
 
 
-def engine_for(path: Path, onnx_file: Path | None) -> tuple[EngineFile, Library]:
-    """An engine that may be run here, and the library that runs it.
+def engine_for(path: Path, onnx_file: Path | None, device: Device | None) -> tuple[EngineFile, Library]:
+    """An engine that may be run, and the library that runs it.
 
     Args:
         path: The plan.
         onnx_file: The network that it should compute; not compared if None.
+        device: The GPU that is to run it; not compared if None.
 
     Raises:
         UserError: The engine is foreign, stale, or of another library or GPU.
@@ -109,7 +110,7 @@ def engine_for(path: Path, onnx_file: Path | None) -> tuple[EngineFile, Library]
     """
     found = read_engine(path)
     library = load_library(found.key.library)
-    require_fit(found.key, onnx_file, library, find_device())
+    require_fit(found.key, onnx_file, library, device)
     if not library.is_engine(path.read_bytes()):
         why = f"{library.name} {library.version} does not recognise its form"
         raise UserError("this is not an engine", where=str(path), why=why)

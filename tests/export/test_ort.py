@@ -137,7 +137,7 @@ def test_every_round_runs_all_models_in_alternating_order(two_models, monkeypatc
         def run(self, outputs, feeds):
             calls.append(self.path)
 
-    monkeypatch.setattr(latency, "open_session", Session)
+    monkeypatch.setattr(latency, "open_model", Session)
     measure({"a": "a", "b": "b"}, rounds=3, warmup=0)
     assert calls == ["a", "b", "b", "a", "a", "b"]
 
