@@ -174,7 +174,7 @@ def _key(step: Step, context: Context) -> str:
     parts = {
         "version": __version__,
         "sections": {name: recipe[name] for name in (*step.sections, "seed")},
-        "inputs": {name: context.run.tree_hash(STEPS[name].folder) for name in step.needs},
+        "inputs": {name: context.run.tree_hash(STEPS[name].folder, without=STEPS[name].beside) for name in step.needs},
         "files": dict(step.files(context.recipe)),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +158,10 @@ class RunDirectory:
             if not (folder / name).is_file() or hash_file(folder / name) != digest
         ]
 
-    def tree_hash(self, step: str) -> str:
-        """Hash of a step's files as they are now (an edited plan changes it)."""
-        return json.dumps(hash_tree(self.folder(step)), sort_keys=True)
+    def tree_hash(self, step: str, *, without: Collection[str] = ()) -> str:
+        """Hash of a step's files as they are now (an edited plan changes it), some left out."""
+        hashes = {name: value for name, value in hash_tree(self.folder(step)).items() if name not in without}
+        return json.dumps(hashes, sort_keys=True)
 
     @contextmanager
     def writing(self, step: str, key: str) -> Iterator[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +33,7 @@ from .passes.verify import verify
 from .progress import Reporter
 from .recipe import Recipe
 from .run_directory import STATE, RunDirectory
+from .version import __version__
 
 PROGRAM = "program"
 PLAN = "plan.yaml"
@@ -99,6 +103,7 @@ class Step:
         run: Does it, writing into the folder given; returns facts for the manifest.
         files: Hashes of files outside the run directory that it reads.
         editable: Files in its folder that a person may change by hand.
+        beside: Files in its folder that no other step reads.
     """
 
     number: int
@@ -108,6 +113,7 @@ class Step:
     run: Callable[[Context, Path], Mapping[str, Any]]
     files: Callable[[Recipe], Mapping[str, str]] = lambda recipe: {}
     editable: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -139,19 +145,21 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
         context.reporter.note("nothing in this network can be removed, so there is nothing to rank")
         Sensitivity(spec.method, "loss", {}, {"seed": context.recipe.seed}).save(folder / TABLE)
         return {"method": spec.method, "unit": "loss"}
-    table = rank(
-        program,
-        context.data.calibration,
-        context.loss,
-        method=spec.method,
-        samples=spec.samples,
-        probes=spec.probes,
-        seed=context.recipe.seed,
-        progress=context.progress("rank"),
-        **spec.options,
-    )
-    table.save(folder / TABLE)
-    facts = {"method": table.method, "unit": table.unit, **table.facts, **spec.options}
+    key = _table_key(context)
+    if not _keep_table(context, key, folder):
+        rank(
+            program,
+            context.data.calibration,
+            context.loss,
+            method=spec.method,
+            samples=spec.samples,
+            probes=spec.probes,
+            seed=context.recipe.seed,
+            progress=context.progress("rank"),
+            **spec.options,
+        ).save(folder / TABLE)
+    table = Sensitivity.load(folder / TABLE)
+    facts = {"method": table.method, "unit": table.unit, **table.facts, **spec.options, "table_key": key}
     if not spec.verify:
         return facts
     verification = verify_ranking(
@@ -167,6 +175,26 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
     )
     verification.save(folder / VERIFICATION)
     return {**facts, "verification": verification.summary()}
+
+
+def _table_key(context: Context) -> str:
+    """Hash of all that the scores depend on: what the step depends on, without its verification."""
+    recipe = context.recipe.model_dump(mode="json")
+    spec = {key: value for key, value in recipe["rank"].items() if not key.startswith("verify")}
+    parts = [__version__, spec, *(recipe[name] for name in ("data", "loss", "seed"))]
+    parts += [context.run.tree_hash(STEPS["capture"].folder), _data_files(context.recipe)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _keep_table(context: Context, key: str, folder: Path) -> bool:
+    """Takes the table of an earlier ranking over, byte for byte, if only its verification is asked for anew."""
+    earlier = STEPS["rank"].folder
+    record = context.run.record(earlier)
+    if record is None or record.facts.get("table_key") != key or TABLE in context.run.changed_files(earlier):
+        return False
+    context.reporter.note("the scores are kept; only their verification is another")
+    shutil.copy2(context.run.folder(earlier) / TABLE, folder / TABLE)
+    return True
 
 
 def _plan(context: Context, folder: Path) -> dict[str, Any]:
@@ -293,7 +321,7 @@ def _data_files(recipe: Recipe) -> dict[str, str]:
 
 _ALL = (
     Step(1, "capture", ("model", "data", "metric"), (), _capture, lambda r: {**_model_files(r), **_data_files(r)}),
-    Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank),
+    Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank, beside=(VERIFICATION,)),
     Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, editable=(PLAN,)),
     Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
     Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "plan", "apply"), _heal),

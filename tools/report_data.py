@@ -20,6 +20,9 @@ from .report import GroupRow, ReportData, Stage
 from .report_scatter import Scatter
 from .summary import stages
 
+_HIDDEN = frozenset({"torch", "seed", "verification", "table_key"})
+"""Facts of a ranking that the report shows elsewhere, or that are for the machine."""
+
 
 def report_data(source: Path, command: str = "") -> ReportData:
     """What the report of a finished run shows.
@@ -101,7 +104,7 @@ def _facts(manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe
     rank = facts["rank"]
     yield (
         "ranking",
-        ", ".join(f"{key} {value}" for key, value in rank.items() if key not in {"torch", "seed", "verification"}),
+        ", ".join(f"{key} {value}" for key, value in rank.items() if key not in _HIDDEN),
     )
     yield "healing", facts["heal"]["chosen"]
     yield "quantisation", facts["quantize"]["chosen"]

@@ -86,6 +86,19 @@ def test_another_recipe_is_refused_and_resume_runs_what_it_concerns(run, copy):
     assert "heal kept" in err and "quantize finished" in err
 
 
+def test_a_verification_that_is_asked_for_later_keeps_the_scores_and_the_plan(run, copy):
+    table = copy / "02-rank" / "sensitivity.safetensors"
+    before = table.read_bytes()
+    argv = ["compile", recipe_of(run), "--out", copy, "--resume", "--set"]
+    code, _, err = secateur(*argv, "rank.verify=5")
+    assert code == ExitCode.OK, err
+    assert "rank finished" in err and err.count(" kept") == 7 + 1, err  # seven steps, and the scores
+    assert table.read_bytes() == before
+    assert len(json.loads((copy / "02-rank" / "verification.json").read_text())["measured"]) == 5
+    code, _, err = secateur(*argv, "rank.samples=32")
+    assert code == ExitCode.OK and "plan finished" in err and table.read_bytes() != before
+
+
 def test_an_edited_plan_is_used_by_the_steps_after_it(copy):
     plan = copy / "03-plan" / "plan.yaml"
     before = manifest(copy)["steps"]["04-apply"]["facts"]["cost"]["params"]
