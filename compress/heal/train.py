@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..data import Loader, LossFn, MetricFn, run_batch, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
 from .distill import class_axes, distillation_loss
 from .evaluate import Evaluation, evaluate, top1
+from .masks import apply_masks, zero_masks
 from .randomness import seeded
 from .replicas import Replicas
 from .settings import TrainSettings, learning_rate
@@ -88,7 +89,8 @@ def fit(
         UserError: The loss stops being finite, a loader is empty, or the teacher does not fit.
     """
     program = program.clone(step="fit")
-    run = _Run(program.module(), train, loss, settings, teacher, validation, metric, state_dir, progress)
+    masks = zero_masks(program, settings)
+    run = _Run(program.module(), train, loss, settings, teacher, validation, metric, state_dir, progress, masks)
     run.replicas.begin(run.module, program.static_batch)
     history, chosen, resumed = run.train()
     return FitResult(program.eval(), history, chosen, resumed)
@@ -108,7 +110,9 @@ class _Run:
         metric: MetricFn,
         state_dir: Path | None,
         progress: ProgressFn | None,
+        masks: Mapping[str, Tensor],
     ) -> None:
+        self.masks = masks
         self.module, self.loader, self.loss, self.settings = module, train, loss, settings
         # A teacher only infers, so it needs no batch norm.
         distilled = teacher is not None and settings.distill_weight > 0
@@ -226,6 +230,7 @@ class _Run:
         if self.settings.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad)
         optimizer.step()
+        apply_masks(self.module, self.masks)
         return found
 
     def total_loss(self, output: Any, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
