@@ -242,26 +242,37 @@ def addmm(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 def attention(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     """`aten.scaled_dot_product_attention` without dropout, which evaluation does not have."""
     query, key = ctx.fact(a.query), ctx.fact(a.key)
-    if getattr(a, "enable_gqa", False) or query.rank != key.rank:
-        raise NoLowering("grouped-query attention")
+    if query.rank != key.rank:
+        raise NoLowering("attention over operands of different ranks")
     scale = 1 / math.sqrt(query.shape[-1]) if a.scale is None else a.scale
     scaled = ctx.emit(node, "Mul", [ctx.value(a.query), ctx.constant(node, "scale", scale, np.float32)], part="query")
+    keys, values = (_every_head(ctx, node, x, a, part) for x, part in ((a.key, "keys"), (a.value, "values")))
     swap = [*range(key.rank - 2), key.rank - 1, key.rank - 2]
     logits = ctx.emit(
-        node, "MatMul", [scaled, ctx.emit(node, "Transpose", [ctx.value(a.key)], part="key", perm=swap)], part="logits"
+        node, "MatMul", [scaled, ctx.emit(node, "Transpose", [keys], part="key", perm=swap)], part="logits"
     )
     mask = _attention_mask(ctx, node, a)
     if mask is not None:
         logits = ctx.emit(node, "Add", [logits, mask], part="masked")
     weights = ctx.emit(node, "Softmax", [logits], part="weights", axis=-1)
-    return ctx.emit(node, "MatMul", [weights, ctx.value(a.value)])
+    return ctx.emit(node, "MatMul", [weights, values])
+
+
+def _every_head(ctx: Lowering, node: fx.Node, x: Any, a: SimpleNamespace, part: str) -> str:
+    """Keys or values with one head for each of the queries': those of grouped-query attention are repeated."""
+    heads, have = ctx.fact(a.query).shape[-3:-2], ctx.fact(x).shape[-3:-2]
+    if not getattr(a, "enable_gqa", False) or heads == have:
+        return ctx.value(x)
+    index = ctx.constant(node, f"{part}_of_heads", [head * have[0] // heads[0] for head in range(heads[0])])
+    return ctx.emit(node, "Gather", [ctx.value(x), index], part=part, axis=ctx.fact(x).rank - 3)
 
 
 def _attention_mask(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> str | None:
+    """What is added to the logits: minus infinity where a query must not look."""
     query, key = ctx.fact(a.query), ctx.fact(a.key)
     if a.is_causal:
         if query.dynamic(-2) or key.dynamic(-2):
-            raise NoLowering("causal attention over a dynamic length")
+            return _causal_mask(ctx, node, a)
         keep = np.tril(np.ones((query.shape[-2], key.shape[-2]), bool))
         return ctx.constant(node, "mask", np.where(keep, 0.0, -np.inf), np.float32)
     if a.attn_mask is None:
@@ -271,6 +282,17 @@ def _attention_mask(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> str | N
         return mask
     zero, lowest = ctx.constant(node, "zero", 0, np.float32), ctx.constant(node, "lowest", -np.inf, np.float32)
     return ctx.emit(node, "Where", [mask, zero, lowest], part="mask")
+
+
+def _causal_mask(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> str:
+    """Minus infinity above the diagonal, for lengths that are known at run time."""
+    sides = [
+        ctx.emit(node, "Shape", [ctx.value(x)], part=f"{part}_length", start=-2, end=ctx.fact(x).rank - 1)
+        for x, part in ((a.query, "query"), (a.key, "key"))
+    ]
+    shape = ctx.emit(node, "Concat", sides, part="mask_shape", axis=0)
+    lowest = ctx.emit(node, "Expand", [ctx.constant(node, "lowest", -np.inf, np.float32), shape], part="lowest_square")
+    return ctx.emit(node, "Trilu", [lowest, ctx.constant(node, "above", 1)], part="mask", upper=1)
 
 
 _UNARY: Mapping[str, str] = {

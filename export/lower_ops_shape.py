@@ -254,7 +254,7 @@ def filled(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
     want = ctx.fact(node)
     element = np.asarray([value]).astype(numpy_dtype(want.dtype))
     if want.static:
-        return ctx.builder.constant(f"{node.name}", np.broadcast_to(element, want.shape))
+        return ctx.builder.constant(node.name, np.broadcast_to(element[0], want.shape))
     if "like" in name:
         shape = ctx.emit(node, "Shape", [ctx.value(a.self)], part="shape")
     else:

@@ -1,6 +1,6 @@
-"""What every fx node yields: types and shapes at two batch sizes.
+"""What every fx node yields: types and shapes at two batch sizes, and two lengths of the axes that may change theirs.
 
-A dimension that differs between the two follows the batch; every other one is a constant.
+A dimension that differs between the two follows the batch or a length; every other one is a constant.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..passes.dynamic_axes import names_in_graph, other_lengths
 from ..passes.program import Program
 from ..passes.shapes import batch_size, flatten_inputs, resize_batch, values_of
 
@@ -69,7 +70,7 @@ class Facts:
 
 
 def gather_facts(program: Program) -> Facts:
-    """Types and shapes of every node, by fake tensors, at two batch sizes (one if the batch is static)."""
+    """Types and shapes of every node, by fake tensors, at two sizes of whatever is dynamic (one if nothing is)."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     args, kwargs = program.example_args, program.example_kwargs
     examples = flatten_inputs(program.graph_module, args, kwargs)
@@ -78,10 +79,9 @@ def gather_facts(program: Program) -> Facts:
     if program.static_batch is None and found is not None:
         # 1 would broadcast; the second size is no multiple of the first.
         batch = (max(found, 2), 2 * max(found, 2) + 1)
-    runs = [
-        values_of(program.graph_module, *(resize_batch(args, kwargs, size) if size else (args, kwargs)))
-        for size in batch or (None,)
-    ]
+    calls = [resize_batch(args, kwargs, size) if size else (args, kwargs) for size in batch or (None, None)]
+    calls[1] = other_lengths(names_in_graph(program.graph), *calls[1], program.dynamic)
+    runs = [values_of(program.graph_module, *call) for call in calls]
     nodes = {node: _join(value, runs[-1][node]) for node, value in runs[0].items()}
     return Facts(nodes, dict(zip(placeholders, examples, strict=True)), batch)
 

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError, UserError
+from .dynamic_axes import Axes, check_axes, dynamic_shapes, names_in_call, other_lengths
+from .evaluation_only import evaluation_only
 from .functionalise import free_views, functionalise
 from .program import Program
 from .quiet import quiet
@@ -31,7 +33,13 @@ from .userline import of_error
 _RESULT_TOLERANCE = 1e-4
 
 
-def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> Program:
     """Captures a model as a program: its graph as layers and ATen calls, with copies of its weights.
 
     The model itself is left untouched. The program is in eval mode and takes the arguments of the model. The batch
@@ -41,13 +49,17 @@ def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[st
         model: The network.
         example_inputs: A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
         example_kwargs: Further keyword arguments.
+        dynamic: Further axes that may change their length between calls, by argument of forward: a sequence length is
+            `{"input_ids": [1], "attention_mask": [1]}`. Every other axis has the length of the examples for good.
 
     Returns:
-        The program. Outputs keep their nesting; mappings and dataclasses become plain dicts, named tuples plain tuples.
+        The program; `notes` says what the model does in training only. Outputs keep their nesting; mappings and
+        dataclasses become plain dicts, named tuples plain tuples.
 
     Raises:
-        UserError: A weight is not finite, or the model does not run on the example inputs.
-        UnsupportedError: The model depends on its data in a way that no graph can hold, or uses an unknown operation.
+        UserError: A weight is not finite, the model does not run on the example inputs, or has no such axis.
+        UnsupportedError: The model depends on its data in a way that no graph can hold, fixes a length that should be
+            dynamic, or uses an unknown operation.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -62,11 +74,28 @@ def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[st
     _check_weights(model)
     source = _prepare(model)
     expected = _run_model(source, args, kwargs)
-    graph_module, static_batch = _capture_graph(source, args, kwargs)
+    names = names_in_call(source.forward, args, kwargs)
+    axes = check_axes(dynamic, names, args, kwargs)
+    graph_module, static_batch = _capture_graph(source, _Examples(names, args, kwargs), axes)
     propagate(graph_module, args, kwargs)
-    program = Program(graph_module, args, kwargs, static_batch, ("capture",))
-    _check_result(program, source, expected)
+    notes = evaluation_only(source, *resize_batch(args, kwargs, max(batch_size(args, kwargs) or 2, 2)))
+    program = Program(graph_module, args, kwargs, static_batch, ("capture",), axes, notes)
+    _check_result(program, source, args, kwargs, expected)
+    if axes:
+        args, kwargs = other_lengths(names, args, kwargs, axes)
+        _check_result(program, source, args, kwargs, _run_model(source, args, kwargs))
     return program
+
+
+class _Examples(NamedTuple):
+    """A call of the model."""
+
+    names: tuple[str, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def with_batch(self, size: int) -> _Examples:
+        return _Examples(self.names, *resize_batch(self.args, self.kwargs, size))
 
 
 def plain(value: Any) -> Any:
@@ -168,40 +197,54 @@ def _types_hint(source: nn.Module, inputs: Any) -> str:
     return f"{types}: compile in float32, with model.float() in its factory and inputs.float() in that of the data"
 
 
-def _capture_graph(
-    source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[fx.GraphModule, str | None]:
+def _capture_graph(source: nn.Module, given: _Examples, axes: Axes) -> tuple[fx.GraphModule, str | None]:
     """The rebuilt graph, with the reason why its batch is fixed if it is."""
-    batch = batch_size(args, kwargs)
+    batch = batch_size(given.args, given.kwargs)
     reason = "no input tensor has a batch axis"
     if batch is not None:
         # Sizes 0 and 1 are taken for constants by torch.export.
         size = max(batch, 2)
-        wide = resize_batch(args, kwargs, size)
-        exported, error = _export(source, *wide, batch=size)
+        wide = given.with_batch(size)
+        exported, error = _export(source, wide, axes, batch=size)
         if exported is None:
             reason = _condense(error)
         else:
-            graph_module = _rebuild(exported, source, *wide)
-            failure = _fails_at(graph_module, *resize_batch(args, kwargs, size + 1))
+            graph_module = _rebuild(exported, source, wide.args, wide.kwargs)
+            failure = _fails_at(graph_module, given.with_batch(size + 1))
             if failure is None:
-                return graph_module, None
-            reason = failure
-    exported, error = _export(source, args, kwargs)
+                return _checked_lengths(graph_module, source, given, axes), None
+            reason = f"the graph does not run at batch size {size + 1}: {failure}"
+    exported, error = _export(source, given, axes)
+    if exported is None and axes and _export(source, given, {})[0] is not None:
+        raise _fixed_length(source, axes, _condense(error)) from error
     if exported is None:
         raise _refusal(source, error) from error
-    return _rebuild(exported, source, args, kwargs), reason
+    return _checked_lengths(_rebuild(exported, source, given.args, given.kwargs), source, given, axes), reason
+
+
+def _checked_lengths(graph_module: fx.GraphModule, source: nn.Module, given: _Examples, axes: Axes) -> fx.GraphModule:
+    """The graph, if it runs at other lengths of the dynamic axes."""
+    failure = _fails_at(graph_module, _Examples(given.names, *other_lengths(*given, axes))) if axes else None
+    if failure is not None:
+        raise _fixed_length(source, axes, f"the graph does not run at another length: {failure}")
+    return graph_module
 
 
 def _export(
-    source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, batch: int | None = None
+    source: nn.Module, given: _Examples, axes: Axes, *, batch: int | None = None
 ) -> tuple[fx.GraphModule | None, Exception | None]:
-    """The exported graph, or why there is none; `batch` is the size that becomes dynamic, None for a static graph."""
-    bound = inspect.signature(source.forward).bind(*args, **kwargs).arguments
-    shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch), dict(bound)) if batch else None
+    """The exported graph, or why there is none; `batch` is the size that becomes dynamic, None if it is fixed."""
+    # torch.export marks the tensors that it is given, and would find the marks again.
+    given = _Examples(given.names, *pytree.tree_map_only(Tensor, torch.clone, (given.args, given.kwargs)))
+    shapes = None
+    if batch or axes:
+        told = dynamic_shapes(*given, axes, batch)
+        bound = dict(inspect.signature(source.forward).bind(*given.args, **given.kwargs).arguments)
+        shapes = pytree.tree_map(lambda leaf: told.get(id(leaf)), bound)
     try:
         with quiet():
-            return torch.export.export(source, args, dict(kwargs), dynamic_shapes=shapes, strict=False).module(), None
+            exported = torch.export.export(source, given.args, given.kwargs, dynamic_shapes=shapes, strict=False)
+        return exported.module(), None
     except Exception as error:
         return None, error
 
@@ -223,18 +266,12 @@ def _rebuild(
     return remodulise(exported, source, values_of(exported, args, kwargs))
 
 
-def _fails_at(graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+def _fails_at(graph_module: fx.GraphModule, inputs: _Examples) -> str | None:
     """Why the graph does not run on inputs of these sizes; None if it does."""
     try:
-        values_of(graph_module, args, kwargs)
+        values_of(graph_module, inputs.args, inputs.kwargs)
     except Exception as error:
-        return f"the graph does not run at batch size {batch_size(args, kwargs)}: {_first_line(error)}"
-    return None
-
-
-def _dynamic(leaf: Any, batch: int) -> Any:
-    if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
-        return {0: torch.export.Dim.DYNAMIC}
+        return _first_line(error)
     return None
 
 
@@ -246,9 +283,10 @@ def _first_line(error: BaseException) -> str:
 def _condense(error: BaseException | None) -> str:
     """What torch.export complains about, in one line without its advice on its own flags."""
     text = str(error)
-    fixed = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    fixed = re.search(r"(?:\['(\w+)'\]\S*?size\(\)\[(\d+)\] .*?)?specialized it to be a constant \((\d+)\)", text)
     if fixed:
-        return f"the model fixes the batch size to {fixed[1]}"
+        axis = f"the length of axis {fixed[2]} of {fixed[1]}" if fixed[2] not in (None, "0") else "the batch size"
+        return f"the model fixes {axis} to {fixed[3]}"
     lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         return f"a number or a size depends on the values of a tensor ({lines[0]})"
@@ -269,12 +307,24 @@ def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
     )
 
 
-def _check_result(program: Program, source: nn.Module, expected: Any) -> None:
+def _fixed_length(source: nn.Module, axes: Axes, why: str) -> UnsupportedError:
+    asked = ", ".join(f"{name} axis {axis}" for name, mine in axes.items() for axis in mine)
+    return UnsupportedError(
+        "a length that should be dynamic is fixed by the model",
+        where=f"{type(source).__name__}: {asked}",
+        why=why,
+        hint="name all inputs that share the length; or leave it out of `dynamic` and pad inputs to one length",
+    )
+
+
+def _check_result(
+    program: Program, source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], expected: Any
+) -> None:
     """The program must compute what the model computes (unless the model itself never computes the same twice)."""
-    got = _run(program.graph_module, program.example_args, program.example_kwargs)
+    got = _run(program.graph_module, args, kwargs)
     if _close(expected, got):
         return
-    again = _run_model(source, program.example_args, program.example_kwargs)
+    again = _run_model(source, args, kwargs)
     if not _close(expected, again):
         return
     raise UnsupportedError(

@@ -32,6 +32,8 @@ class Program:
         example_kwargs: Keyword example inputs.
         static_batch: Why the batch axis is fixed, or None if it is dynamic.
         history: Names of the passes that made this program, oldest first.
+        dynamic: Further axes that may change their length between calls, by argument of forward.
+        notes: What the user's model does in training only, and this program never.
 
     Nodes carry `meta["val"]` (fake tensor at the example's sizes), `meta["path"]` (module path) and
     `meta["source"]` (the user's file and line).
@@ -42,6 +44,8 @@ class Program:
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     static_batch: str | None = None
     history: tuple[str, ...] = ()
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def module(self) -> fx.GraphModule:
         """The callable network."""

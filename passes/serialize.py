@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
-from torch import Tensor, fx
-from torch.fx.graph import _PyTreeCodeGen
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedError, UserError
 from .codec import CodecError, decode, encode
 from .document import ForeignTarget, from_document, to_document
+from .dynamic_axes import dynamic_shapes, names_in_graph
 from .program import Program
 from .shapes import batch_size, eval_mode, propagate, resize_batch
 
@@ -84,7 +84,10 @@ def load(directory: Path) -> Program:
         examples = _read_tensors(directory / EXAMPLES, document)
         graph_module = from_document(document, weights)
         args, kwargs = decode(document["examples"], tensors=examples)
-        program = Program(graph_module, args, kwargs, document["static_batch"], tuple(document["history"]))
+        dynamic = {name: tuple(axes) for name, axes in document.get("dynamic", {}).items()}
+        notes = tuple(document.get("notes", ()))
+        history = tuple(document["history"])
+        program = Program(graph_module, args, kwargs, document["static_batch"], history, dynamic, notes)
         propagate(program)
     except UserError:
         raise
@@ -117,6 +120,8 @@ def _files(program: Program) -> dict[str, bytes]:
             "version": VERSION,
             "static_batch": program.static_batch,
             "history": list(program.history),
+            "dynamic": {name: list(axes) for name, axes in program.dynamic.items()},
+            "notes": list(program.notes),
             "examples": encode((program.example_args, dict(program.example_kwargs)), example),
             **network,
         }
@@ -135,23 +140,19 @@ def _files(program: Program) -> dict[str, bytes]:
 
 def _exported(program: Program) -> torch.export.ExportedProgram:
     """The program as `torch.export` has it, in eval mode."""
-    args, kwargs = program.example_args, program.example_kwargs
-    batch = max(batch_size(args, kwargs) or 1, 2)
-    shapes = None
+    args, kwargs = program.example_args, dict(program.example_kwargs)
+    batch = None
     if program.static_batch is None:
+        batch = max(batch_size(args, kwargs) or 1, 2)
         args, kwargs = resize_batch(args, kwargs, batch)
-        dynamic = {0: torch.export.Dim.DYNAMIC}
-        bound = dict(zip(_argument_names(program.graph), [*args, *kwargs.values()], strict=True))
-        shapes = pytree.tree_map(
-            lambda leaf: dynamic if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch else None, bound
-        )
+    # torch.export marks the tensors that it is given.
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (tuple(args), kwargs))
+    names = names_in_graph(program.graph)
+    told = dynamic_shapes(names, args, kwargs, program.dynamic, batch)
+    bound = dict(zip(names, [*args, *kwargs.values()], strict=True))
+    shapes = pytree.tree_map(lambda leaf: told.get(id(leaf)), bound) if batch or program.dynamic else None
     with eval_mode(program.graph_module):
-        return torch.export.export(program.graph_module, tuple(args), dict(kwargs), dynamic_shapes=shapes)
-
-
-def _argument_names(graph: fx.Graph) -> list[str]:
-    codegen = graph._codegen
-    return list(codegen.pytree_info.orig_args) if isinstance(codegen, _PyTreeCodeGen) else []
+        return torch.export.export(program.graph_module, args, kwargs, dynamic_shapes=shapes)
 
 
 def _beside(directory: Path, suffix: str) -> Path:
