@@ -29,14 +29,14 @@ class FakeStopwatch:
 
     Attributes:
         alone: Microseconds of a layer shape.
-        inside: Factor inside a network, by node; a plan cannot know it before it measures.
+        inside: Factor inside a network, by node and shape; a plan cannot know it before it measures.
         mad: Noise that the table reports.
         batches: Batch sizes.
         measured: Networks that were measured.
     """
 
     alone: Callable = blocks
-    inside: Callable = lambda site: 1.0
+    inside: Callable = lambda node, shape: 1.0
     mad: float = 0.0
     batches: tuple = (4,)
     measured: list = field(default_factory=list)
@@ -74,5 +74,5 @@ class FakeStopwatch:
         for site in layer_sites(program, integer):
             inputs, outputs = (int(sizes(axis, full)[0]) for axis in (site.inputs, site.outputs))
             shape = replace(site.family, batch=batch, inputs=inputs, outputs=outputs)
-            times[site.node] = self.alone(shape) * self.inside(site)
+            times[site.node] = self.alone(shape) * self.inside(site.node, shape)
         return times

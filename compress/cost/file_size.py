@@ -5,15 +5,16 @@ from __future__ import annotations
 from math import prod
 
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
 from ...passes.program import Program
-from .axes import AxisReader, scaled
+from .axes import Axis, AxisReader
 from .sites import Site
-from .terms import Column, product_term
+from .terms import Column, Term, product_term
 from .whole import Network
 
-WEIGHTS = ("weight", "weight.T")
-"""What the lowering calls the weight of a layer, behind the layer's path."""
+PARTS = ("weight", "weight.T", "weight_scale", "weight_zero_point", "bias", "bias_scale")
+"""What the lowering calls the constants of a layer, behind the layer's path."""
 
 
 def size_column(program: Program, sites: tuple[Site, ...], network: Network) -> Column:
@@ -25,37 +26,38 @@ def size_column(program: Program, sites: tuple[Site, ...], network: Network) -> 
         network: Its file at full width.
     """
     reader = AxisReader(program)
-    layers = {site.path: site for site in sites}
+    outputs = {site.path: site.outputs for site in sites}
     terms, counted = [], 0
     for array in network.model.graph.initializer:
-        path, _, part = _layer_of(array.name, layers)
-        if path not in layers:
-            continue
-        size, dims = _bytes(array), tuple(array.dims)
-        if part in WEIGHTS:
-            weight = program.graph_module.get_submodule(path).weight
-            axes = reader.tensor(weight)  # type: ignore[arg-type]
-            if prod(dims) != weight.numel():
-                continue
-            factor = size / weight.numel()
-            terms.append(product_term(axes, factor))
-        elif len(dims) == 1:
-            outputs = layers[path].outputs
-            terms.append(product_term([scaled(outputs, 1)], size / dims[0]))
-        else:
-            continue
-        counted += size
+        size = numpy_helper.to_array(array).nbytes
+        term = _term(reader, outputs, array, size)
+        if term is not None:
+            terms.append(term)
+            counted += size
     return Column("size", tuple(terms), network.size - counted)
 
 
-def _layer_of(name: str, layers: dict[str, Site]) -> tuple[str, str, str]:
-    """The layer that an initialiser belongs to, and which part of it."""
-    for part in (*reversed(WEIGHTS), "weight_scale", "weight_zero_point", "bias", "bias_scale"):
-        path = name.removesuffix(f".{part}")
-        if path != name and path in layers:
-            return path, ".", part
-    return "", "", ""
-
-
-def _bytes(array: TensorProto) -> int:
-    return numpy_helper.to_array(array).nbytes
+def _term(reader: AxisReader, outputs: dict[str, Axis], array: TensorProto, size: int) -> Term | None:
+    """The size of a constant of the file; None if it belongs to no layer."""
+    dims = tuple(array.dims)
+    module = None
+    for part in PARTS:
+        path = array.name.removesuffix(f".{part}")
+        if path == array.name:
+            continue
+        try:
+            module = reader.program.graph_module.get_submodule(path)
+        except AttributeError:
+            continue
+        break
+    weight = getattr(module, "weight", None)
+    if module is None or weight is None or not dims:
+        return None
+    axes = reader.tensor(weight)
+    if path in outputs:
+        if len(dims) > 1:
+            return product_term(axes, size / weight.numel()) if prod(dims) == weight.numel() else None
+        return product_term([outputs[path]], size / dims[0])
+    # A batch norm that is not folded becomes a depthwise convolution.
+    one_a_channel = isinstance(module, nn.modules.batchnorm._BatchNorm) and dims[0] == len(weight)
+    return product_term(axes, size / dims[0]) if one_a_channel else None

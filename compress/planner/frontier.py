@@ -85,7 +85,7 @@ def frontier(
         solution = exactly(replace(problem, limits=bounds), seconds)
         if solution is None:
             continue
-        point = _point(problem, limits, model, solution.position, solution.rise, solution.gap == 0)
+        point = _point(problem, limits, model, solution.position, solution.rise, (solution.gap or 0.0) <= milp.PROVEN)
         if not found or point.costs != found[-1].costs:
             found.append(point)
     return Frontier(varied, unit, tuple(found))

@@ -20,6 +20,9 @@ from .solution import Solution
 TIME_LIMIT = 60.0
 """Seconds that a search may take."""
 
+PROVEN = 1e-5
+"""A gap that is no larger counts as proven optimal: it is within the solver's tolerances."""
+
 _GAP = 1e-6
 _OPTIMAL, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2
 _TIGHTER = (0.0, 1e-6)

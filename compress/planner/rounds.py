@@ -134,8 +134,9 @@ def without_noise(
 ) -> tuple[Problem, Solution, tuple[str, ...]]:
     """Takes back cuts whose gain in latency cannot be told from noise.
 
-    A cut that other budgets need stays. Where taking one back breaks the latency budget by what is within noise, the
-    width is struck out and the search runs again; if nothing is within the limits then, the cut stays.
+    A cut that other budgets need stays. One that can be taken back, wholly or in part, within all budgets is. Where taking
+    it back wholly breaks the latency budget by what is within noise, the width is struck out and the search runs again;
+    if nothing is within the limits then, the cut stays.
 
     Returns:
         The problem with the struck widths left out, its solution, and the groups concerned.
@@ -186,7 +187,7 @@ def _insignificant(
                 continue
             before = problem.widths(position)
             gains = [m.micros(before) - now[b] > SIGNIFICANT * m.noise(before, widths) for b, m in models.items()]
-            if not any(gains):
+            if not any(gains) and (wider == 0 or problem.fits(position[None])[0]):
                 return group, wider
     return None
 
