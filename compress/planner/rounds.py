@@ -106,9 +106,9 @@ def attempts(
 
 
 def best(made: tuple[Attempt, ...]) -> Attempt:
-    """The attempt of the smallest predicted loss among those that were measured to hold; the last if none was."""
+    """The latest attempt of the smallest predicted loss among those that were measured to hold; the last if none was."""
     good = [attempt for attempt in made if attempt.holds]
-    return min(good, key=lambda attempt: attempt.solution.rise) if good else made[-1]
+    return min(reversed(good), key=lambda attempt: attempt.solution.rise) if good else made[-1]
 
 
 def _holds(limits: Sequence[Limit], shares: Mapping[int, Share], models: Mapping[int, LatencyModel]) -> bool:
@@ -134,9 +134,9 @@ def without_noise(
 ) -> tuple[Problem, Solution, tuple[str, ...]]:
     """Takes back cuts whose gain in latency cannot be told from noise.
 
-    A cut that other budgets need stays. One that can be taken back, wholly or in part, within all budgets is. Where taking
-    it back wholly breaks the latency budget by what is within noise, the width is struck out and the search runs again;
-    if nothing is within the limits then, the cut stays.
+    A cut that other budgets need stays. One that can be taken back, wholly or in part, within all budgets is. Where
+    taking it back wholly breaks the latency budget by what is within noise, the width is struck out and the search runs
+    again; if nothing is within the limits then, the cut stays.
 
     Returns:
         The problem with the struck widths left out, its solution, and the groups concerned.

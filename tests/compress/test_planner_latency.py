@@ -144,7 +144,7 @@ def test_a_gain_below_noise_is_not_made():
     quiet, _ = make(FakeStopwatch(alone=flat), table=cheap, budget=Budget(latency="49.98%"))
     assert len(quiet.groups["neck"].removed) == 4
     noisy, _ = make(FakeStopwatch(alone=flat, mad=50.0), table=cheap, budget=Budget(latency="49.98%"))
-    # Four times in the table are involved, of the neck and of the head behind it: 2 * sqrt(4) * 9.3 us is the least gain.
+    # Four times of the table are involved, of the neck and of the head behind it: the least gain is 4 * 9.3 us.
     assert len(noisy.groups["neck"].removed) == 40
     # Another budget that needs the small cut keeps it.
     both, _ = make(FakeStopwatch(alone=flat, mad=50.0), table=cheap, budget=Budget(latency="90%", params="97%"))
