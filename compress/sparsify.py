@@ -24,7 +24,7 @@ from .chita.matrix_free import MatrixFree
 from .chita.nm import NM, parse_pattern
 from .chita.problem import Problem
 from .chita.schedule import sparsities
-from .chita.stage import FIRST_ORDERS, RIDGES, HeldOut, Stage, Stream, tune
+from .chita.stage import RATES, RIDGES, HeldOut, Stage, Stream, tune
 from .chita.variables import Variables, find_variables
 from .data import Loader, LossFn
 from .heal.bn import reestimate_batch_norm
@@ -181,27 +181,31 @@ class _Run:
             self.facts["one_by_one"] = rows.one_by_one
         return matrix
 
-    def first_orders(self) -> tuple[float, ...]:
-        """Candidates for α."""
-        asked = self.settings.first_order
-        if asked is None:
-            asked = "auto" if self.method.uses_gradient else 0.0
-        if asked == "auto":
-            return tuple(alpha / self.settings.batch_size for alpha in FIRST_ORDERS)
-        return (float(asked),)
-
     def solve(self, matrix: DataMatrix, center: Tensor, constraint: Constraint, entry: dict[str, Any]) -> Tensor:
         """The new weights."""
         settings = self.settings
         held_out = HeldOut(self.program, self.kept_back, self.loss, self.variables)
+        asked = settings.first_order
+        if asked is None:
+            asked = "auto" if self.method.uses_gradient else 0.0
         ridges = RIDGES if settings.ridge == "auto" else (float(settings.ridge),)
-        alphas = self.first_orders()
-        problem = Problem(matrix, center, ridges[0], alphas[0])
-        stage = Stage(problem, constraint, self.variables, held_out, settings.seed, settings.block_size)
-        if len(ridges) + len(alphas) > 2:
-            ridge, alpha, losses = tune(stage, ridges=ridges, first_orders=alphas, near=self.tuned)
-            self.tuned = (ridge, alpha)
-            stage = replace(stage, problem=replace(problem, ridge=ridge, offset=alpha))
+        given = 0.0 if asked == "auto" else float(asked)
+        stage = Stage(
+            Problem(matrix, center, ridges[0], given),
+            constraint,
+            self.variables,
+            held_out,
+            settings.seed,
+            settings.block_size,
+        )
+        if len(ridges) > 1 or asked == "auto":
+            # A number for α was given for the mini-batches as they are, whatever the ridge; only rates go with it.
+            ridge, rate, losses = tune(
+                stage, ridges=ridges, rates=RATES if asked == "auto" else (0.0,), near=self.tuned
+            )
+            self.tuned = (ridge, rate)
+            offset = rate * ridge if asked == "auto" else given
+            stage = replace(stage, problem=replace(stage.problem, ridge=ridge, offset=offset))
             entry["held_out_losses"] = losses
         entry |= {"ridge": stage.problem.ridge, "first_order": stage.problem.offset}
         w = self.method.solve(stage, settings.solver)

@@ -30,8 +30,8 @@ class SparsifySettings(BaseModel):
         batch_size: Samples of a row, m.
         ridge: λ; `auto` takes what gives the least loss on `holdout` training samples.
         holdout: Training samples for `auto`, apart from those of the first stage.
-        first_order: Weight α of the gradient, or `auto` as for the ridge; None is `auto` for `chita++` and 0 for the
-            others, which take one step from a minimum.
+        first_order: Weight α of the gradient, or `auto`: a multiple of λ, chosen with it. None is `auto` for `chita++`,
+            and 0 for the others, which take one step from a minimum.
         stages: Of `chita++`, and of `m-fac`; None is 15 and 16.
         solver: Of a stage of `chita++`.
         schedule: Of the stages; None is `poly`, for `m-fac` `geometric`.

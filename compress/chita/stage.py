@@ -23,8 +23,8 @@ from .variables import Variables
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for λ."""
 
-FIRST_ORDERS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Candidates for α times the samples of a row."""
+RATES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Candidates for α / λ: where the curvature is below λ, the step is that of gradient descent at this rate."""
 
 _RIDGE = 1e-4
 
@@ -114,7 +114,7 @@ def tune(
     stage: Stage,
     *,
     ridges: Sequence[float] = RIDGES,
-    first_orders: Sequence[float] = FIRST_ORDERS,
+    rates: Sequence[float] = RATES,
     near: tuple[float, float] | None = None,
 ) -> tuple[float, float, dict[str, float]]:
     """The λ and α whose exact solution on the support of the largest weights has the least held-out training loss.
@@ -124,29 +124,29 @@ def tune(
     Args:
         stage: Its ridge and offset do not matter.
         ridges: Candidates for λ, rising.
-        first_orders: Candidates for α, rising.
-        near: Where to begin; the choice of the stage before.
+        rates: Candidates for α / λ, rising.
+        near: λ and α / λ to begin with; the choice of the stage before.
 
     Returns:
-        λ, α, and the losses of what was tried.
+        λ, α / λ, and the losses of what was tried.
     """
     path = Path(stage.problem, stage.constraint.project(stage.problem.center))
     losses: dict[tuple[int, int], float] = {}
 
     def loss(place: tuple[int, int]) -> float:
         if place not in losses:
-            losses[place] = stage.loss_of(path.weights(ridges[place[0]], first_orders[place[1]]))
+            losses[place] = stage.loss_of(path.weights(ridges[place[0]], rates[place[1]] * ridges[place[0]]))
         return losses[place]
 
-    best = (_nearest(ridges, near[0] if near else _RIDGE), _nearest(first_orders, near[1] if near else 0.0))
+    best = (_nearest(ridges, near[0] if near else _RIDGE), _nearest(rates, near[1] if near else 0.0))
     loss(best)
     while True:
         around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
-        around = [(i, j) for i, j in around if 0 <= i < len(ridges) and 0 <= j < len(first_orders)]
+        around = [(i, j) for i, j in around if 0 <= i < len(ridges) and 0 <= j < len(rates)]
         found = min(around, key=loss, default=best)
         if loss(found) >= loss(best):
-            names = {f"{ridges[i]:g}, {first_orders[j]:g}": round(value, 6) for (i, j), value in losses.items()}
-            return ridges[best[0]], first_orders[best[1]], names
+            names = {f"{ridges[i]:g}, {rates[j]:g}": round(value, 6) for (i, j), value in losses.items()}
+            return ridges[best[0]], rates[best[1]], names
         best = found
 
 

@@ -1,0 +1,153 @@
+"""`sparsify`: unstructured and N:M zeros; the public function and what the command does with a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from . import inputs
+from .compress.data import Loader, LossFn
+from .compress.heal.evaluate import cross_entropy, evaluate
+from .compress.heal.heal import heal
+from .compress.quantize import quantize
+from .compress.sparsify import SparsifyResult
+from .compress.sparsify import sparsify as _sparsify
+from .compress.sparsify_settings import SparsifySettings
+from .errors import UserError, did_you_mean
+from .export.targets import TARGETS
+from .passes.program import Program
+from .progress import Reporter
+from .recipe import Recipe
+from .recipe_file import load_recipe, parse_recipe, read_yaml
+from .run_directory import RunDirectory
+from .steps import PROGRAM, STEPS
+
+_SOURCES = ("heal", "apply", "capture")
+"""Steps of a run whose program may be sparsified, latest first."""
+
+
+def sparsify(
+    program: Program,
+    loader: Loader | None = None,
+    loss: LossFn | None = None,
+    *,
+    method: str = "chita++",
+    sparsity: float = 0.7,
+    progress: Any = None,
+    **options: Any,
+) -> Program:
+    """Makes weights zero and lets the others make up for them.
+
+    Zeros stay zero in what follows (`heal`, `quantize`, `export`).
+
+    Args:
+        program: The program; stays as it is.
+        loader: Training batches; None for `magnitude` with `batch_norm="kept"`.
+        loss: `loss(output, target)`, a scalar mean; cross entropy if None.
+        method: `chita++`, `chita`, `chita-bso`, `chita-cd`, or a baseline: `magnitude`, `woodfisher`, `cbs`, `m-fac`.
+        sparsity: Share of the weights of convolutions and linear layers that become zero.
+        progress: Called as `progress(done, total, stage=…, …)`.
+        options: Other fields of `SparsifySettings`: `pattern="2:4"`, `scope`, `block`, `macs`, `samples`, `ridge`, …
+
+    Raises:
+        UserError: Options that make no sense, or weights, gradients or data that cannot be used.
+    """
+    settings = sparsify_settings({"method": method, "sparsity": sparsity, **options})
+    return _sparsify(program, loader, loss or cross_entropy, settings=settings, progress=progress).program
+
+
+def sparsify_settings(options: Mapping[str, Any]) -> SparsifySettings:
+    """Settings from options.
+
+    Raises:
+        UserError: An option is unknown or has a value that it cannot have.
+    """
+    for name in options:
+        if name not in SparsifySettings.model_fields:
+            raise UserError(
+                f"unknown option {name!r}{did_you_mean(name, SparsifySettings.model_fields)}",
+                where="sparsify",
+                hint=f"there is: {', '.join(SparsifySettings.model_fields)}",
+            )
+    try:
+        return SparsifySettings.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(("sparsify", *(str(part) for part in first["loc"][:1])))
+        raise UserError(f"{first['input']!r} cannot be used: {first['msg']}", where=where) from None
+
+
+class SparsifyJob:
+    """A recipe or a run directory, whose network is sparsified.
+
+    Args:
+        source: A recipe, or a run directory; of the latter the latest float network is taken.
+        overrides: Values of the recipe by dotted key.
+        reporter: Told about progress.
+    """
+
+    def __init__(self, source: Path, overrides: Mapping[str, Any], reporter: Reporter) -> None:
+        self.reporter = reporter
+        if source.is_dir():
+            run = RunDirectory.existing(source)
+            self.recipe: Recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(source))
+            folders = {step: run.folder(STEPS[step].folder) / PROGRAM for step in _SOURCES}
+            found = next((folder for folder in folders.values() if folder.is_dir()), None)
+            if found is None:
+                raise UserError("no step of this run has finished", where=str(source), hint="secateur compile RECIPE")
+            self.data = inputs.load_data(self.recipe.data)
+            self.dense = Program.load(found).eval()
+        else:
+            self.recipe = load_recipe(source, overrides)
+            self.data = inputs.load_data(self.recipe.data)
+            self.dense = inputs.capture_on(inputs.load_model(self.recipe.model), self.data.calibration).eval()
+        self.loss = inputs.resolve(self.recipe.loss, inputs.LOSSES, key="loss")
+        self.metric = inputs.resolve(self.recipe.metric, inputs.METRICS, key="metric")
+
+    def sparsify(self, settings: SparsifySettings) -> SparsifyResult:
+        """The sparse network."""
+        return _sparsify(self.dense, self.data.train, self.loss, settings=settings, progress=self._progress("sparsify"))
+
+    def heal(self, program: Program) -> Program:
+        """Fine-tunes what is left by the recipe's `heal`; zeros stay."""
+        settings = self.recipe.heal.model_copy(update={"method": "train", "keep_zeros": True})
+        return heal(
+            program,
+            self.data.train,
+            self.loss,
+            teacher=self.dense,
+            settings=settings,
+            validation=self.data.validation,
+            metric=self.metric,
+            progress=self._progress("heal"),
+        ).program
+
+    def quantize(self, program: Program) -> Program:
+        """Puts it on the target's INT8 grid by the recipe's `quantize`; zeros stay."""
+        spec = self.recipe.quantize
+        tolerance = spec.tolerance if spec.when == "auto" and self.data.validation is not None else None
+        return quantize(
+            program,
+            self.data.calibration,
+            scheme=TARGETS[self.recipe.target].scheme,
+            samples=spec.samples,
+            observer=spec.observer,
+            qat=None if spec.when == "never" else spec.qat,
+            tolerance=tolerance,
+            train=self.data.train,
+            loss=self.loss,
+            teacher=self.dense,
+            validation=self.data.validation,
+            metric=self.metric,
+            progress=self._progress("quantize"),
+        ).program
+
+    def score(self, program: Program) -> float:
+        """The metric on the test data."""
+        return evaluate(program, self.data.test, self.metric).metric
+
+    def _progress(self, task: str) -> Any:
+        return lambda done, total, **info: self.reporter.progress(task, done, total, **info)

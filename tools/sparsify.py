@@ -1,0 +1,114 @@
+"""`secateur sparsify`: makes weights of a recipe's network zero, and writes what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from safetensors.torch import save_file
+
+from ..errors import UserError
+from ..export.export import export
+from ..passes.program import Program
+from ..sparsity import SparsifyJob, sparsify_settings
+from .console import ConsoleReporter, stdout_console
+
+FACTS = "sparsify.json"
+ARTIFACT = "artifact"
+PROGRAM = "program"
+WEIGHTS = "weights.safetensors"
+
+
+def run_sparsify(
+    source: Path,
+    out: Path | None,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    *,
+    heal: bool,
+    int8: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Sparsifies, heals and quantises if asked to, and exports.
+
+    Args:
+        source: A recipe or a run directory.
+        out: Where to write; `runs/NAME-sparse` if None.
+        options: Fields of `SparsifySettings`.
+        overrides: Values of the recipe by dotted key.
+        heal: Fine-tunes by the recipe, zeros kept.
+        int8: Quantises by the recipe.
+        force: Replaces what `out` holds of an earlier one.
+        as_json: Prints one JSON document.
+        quiet: No progress.
+
+    Returns:
+        The exit code.
+    """
+    settings = sparsify_settings(options)
+    folder = out or Path("runs") / f"{source.stem}-sparse"
+    if folder.exists() and any(folder.iterdir()) and not ((folder / FACTS).is_file() and force):
+        raise UserError(
+            "the folder is not empty",
+            where=str(folder),
+            hint="name another with --out, or replace an earlier sparsify with --force",
+        )
+    with ConsoleReporter(quiet=quiet) as reporter:
+        job = SparsifyJob(source, overrides, reporter)
+        reporter.step("sparsify", "started", settings.method)
+        result = job.sparsify(settings)
+        for name, reason in result.dense.items():
+            reporter.note(f"{name} stays dense: {reason}")
+        program, scores = result.program, {"dense": job.score(job.dense), "sparse": job.score(result.program)}
+        if heal:
+            reporter.step("heal", "started")
+            program = job.heal(program)
+            scores["healed"] = job.score(program)
+        if int8:
+            reporter.step("quantize", "started")
+            program = job.quantize(program)
+            scores["int8"] = job.score(program)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {
+            **result.facts,
+            "scores": scores,
+            "zeros_by_weight": dict(result.zeros),
+            "stay_dense": {name: str(reason) for name, reason in result.dense.items()},
+        }
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        _write(folder, program, job)
+    document = {"directory": str(folder), "artifact": str(folder / ARTIFACT), **facts}
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        console = stdout_console()
+        console.print(_table(facts))
+        console.print(f"artifact: {folder / ARTIFACT}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _write(folder: Path, program: Program, job: SparsifyJob) -> None:
+    program.save(folder / PROGRAM, pt2=True)
+    state = {name: value.detach().clone().contiguous() for name, value in program.module().state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    export(program, folder / ARTIFACT, target=job.recipe.target, baseline=job.dense)
+
+
+def _table(facts: Mapping[str, Any]) -> Table:
+    table = Table(title=None)
+    for column in ("", "value"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("method", str(facts["method"]))
+    table.add_row("weights", f"{facts['weights']:,}")
+    table.add_row("zeros", f"{facts['zeros']:,} ({facts['zeros'] / facts['weights']:.2%})")
+    for name, value in facts["scores"].items():
+        table.add_row(f"test metric, {name}", f"{value:.4f}")
+    if "gradient_memory" in facts:
+        table.add_row("gradients", f"{facts['rows']} rows, {facts['gradient_memory']} ({facts['storage']})")
+    table.add_row("seconds", f"{facts['seconds']:.1f}")
+    return table
