@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,17 +20,18 @@ from .compress.quantize import quantize
 from .compress.sensitivity.rank import rank
 from .compress.sensitivity.table import Sensitivity
 from .compress.sensitivity.verify import verify_ranking
+from .edited_plan import current_plan
 from .export.export import export
 from .export.hashing import hash_file
 from .export.targets import TARGETS, Target
 from .factory import source_file
+from .kept_scores import keep_table, table_key
 from .passes.program import Program
 from .passes.prune import apply
 from .passes.verify import verify
 from .progress import Reporter
 from .recipe import Recipe
 from .run_directory import STATE, RunDirectory
-from .version import __version__
 
 PROGRAM = "program"
 PLAN = "plan.yaml"
@@ -145,8 +143,10 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
         context.reporter.note("nothing in this network can be removed, so there is nothing to rank")
         Sensitivity(spec.method, "loss", {}, {"seed": context.recipe.seed}).save(folder / TABLE)
         return {"method": spec.method, "unit": "loss"}
-    key = _table_key(context)
-    if not _keep_table(context, key, folder):
+    key = table_key(context.recipe, context.run.tree_hash(STEPS["capture"].folder), _data_files(context.recipe))
+    if keep_table(context.run, STEPS["rank"].folder, TABLE, key, folder):
+        context.reporter.note("the scores are kept; only their verification is another")
+    else:
         rank(
             program,
             context.data.calibration,
@@ -177,26 +177,6 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
     return {**facts, "verification": verification.summary()}
 
 
-def _table_key(context: Context) -> str:
-    """Hash of all that the scores depend on: what the step depends on, without its verification."""
-    recipe = context.recipe.model_dump(mode="json")
-    spec = {key: value for key, value in recipe["rank"].items() if not key.startswith("verify")}
-    parts = [__version__, spec, *(recipe[name] for name in ("data", "loss", "seed"))]
-    parts += [context.run.tree_hash(STEPS["capture"].folder), _data_files(context.recipe)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _keep_table(context: Context, key: str, folder: Path) -> bool:
-    """Takes the table of an earlier ranking over, byte for byte, if only its verification is asked for anew."""
-    earlier = STEPS["rank"].folder
-    record = context.run.record(earlier)
-    if record is None or record.facts.get("table_key") != key or TABLE in context.run.changed_files(earlier):
-        return False
-    context.reporter.note("the scores are kept; only their verification is another")
-    shutil.copy2(context.run.folder(earlier) / TABLE, folder / TABLE)
-    return True
-
-
 def _plan(context: Context, folder: Path) -> dict[str, Any]:
     spec, program = context.recipe.plan, context.program("capture")
     table = Sensitivity.load(context.run.folder(STEPS["rank"].folder) / TABLE)
@@ -217,9 +197,19 @@ def _apply(context: Context, folder: Path) -> dict[str, Any]:
     dense = context.program("capture")
     chosen = Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN)
     chosen.check(dense)
+    for sentence in plan_of(context.run)[1]:
+        context.reporter.note(sentence)
     smaller = apply(dense, chosen.keep(), allow_unchanged=True)
     context.keep(smaller, folder)
     return {"cost": _cost(smaller), "score": context.score(smaller)}
+
+
+def plan_of(run: RunDirectory) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a run as it is now; see `current_plan`."""
+    step, table = STEPS["plan"].folder, run.folder(STEPS["rank"].folder) / TABLE
+    edited = PLAN in run.changed_files(step)
+    program = run.folder(STEPS["capture"].folder) / PROGRAM
+    return current_plan(run.folder(step) / PLAN, edited=edited, program=program, table=table)
 
 
 def _heal(context: Context, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..recipe import Recipe
 from ..recipe_file import parse_recipe, read_yaml
 from ..run_directory import RunDirectory
-from ..steps import PLAN, STEPS
+from ..steps import STEPS, plan_of
 from ..verdict import Verdict
 from .ranking import load_ranking, verdict_on
 from .report import GroupRow, ReportData, Stage
@@ -48,17 +48,18 @@ def report_data(source: Path, command: str = "") -> ReportData:
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
     verdict = _verdict(run)
     table, verification = load_ranking(run.folder(STEPS["rank"].folder))
+    plan, edited = plan_of(run)
     return ReportData(
         title=source.resolve().name,
         command=command or f"secateur compile {run.recipe_file} --out {source}",
         stages=[Stage(**row) for row in stages(facts, verdict.gates if verdict else ())],
-        groups=list(_groups(run, table)),
+        groups=list(_groups(plan, table)),
         verdict=verdict,
         metric=recipe.metric,
         score_unit=table.unit,
         verification=_scatter(verification) if verification else None,
         facts=list(_facts(manifest, facts, recipe)),
-        notes=list(_notes(facts)),
+        notes=[*edited, *_notes(facts)],
         files=_files(run),
     )
 
@@ -68,8 +69,7 @@ def _verdict(run: RunDirectory) -> Verdict | None:
     return Verdict.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _groups(run: RunDirectory, table: Sensitivity) -> Iterator[GroupRow]:
-    plan = Plan.load(run.folder(STEPS["plan"].folder) / PLAN)
+def _groups(plan: Plan, table: Sensitivity) -> Iterator[GroupRow]:
     for name, line in plan.groups.items():
         scores = table.groups.get(name)
         yield GroupRow(
