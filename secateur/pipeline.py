@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def compile(
     Raises:
         UserError: Bad input, or a budget that cannot be met.
     """
+    _one_process(str(out))
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, note=(reporter or Silent()).note)
     run = RunDirectory(out)
@@ -101,10 +103,24 @@ def resume(
         again: Runs that last step even if its inputs did not change.
         debug: Verifies the graph of every program that a step makes.
     """
+    _one_process(str(directory))
     run = RunDirectory.existing(directory)
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
     with run.locked(), disk_errors(run.path):
         return _run_steps(run, recipe, until, reporter or Silent(), again=again, debug=debug)
+
+
+def _one_process(directory: str) -> None:
+    """Refuses several processes of a `torchrun`, which would write one run directory at once."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and torch.distributed.is_torchelastic_launched():
+        raise UserError(
+            "a run directory is written by one process",
+            where=directory,
+            why=f"torchrun started {count}",
+            hint="run this without torchrun; to train in several processes, call heal and quantize from Python "
+            "(docs/heal.md)",
+        )
 
 
 def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:

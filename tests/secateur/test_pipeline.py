@@ -247,6 +247,14 @@ def test_a_run_that_was_killed_at_its_very_start_is_still_known_as_a_run(run, tm
     assert code == ExitCode.OK, err
 
 
+def test_several_processes_of_torchrun_are_refused(run, copy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    for argv in (("rank", copy), ("rank", recipe_of(run), "--out", copy)):
+        code, _, err = secateur(*argv)
+        assert code == ExitCode.USAGE and "torchrun started 2" in err and "heal and quantize" in err
+
+
 def test_two_processes_do_not_share_a_run_directory(copy):
     from secateur.run_directory import RunDirectory
 
