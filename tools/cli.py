@@ -14,6 +14,7 @@ import typer
 
 from ..disk import disk_errors
 from ..errors import ExitCode, UserError
+from .cli_device import add_commands
 
 # Newer typer brings its own copy of click; this is the usage error of whichever it uses.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -42,6 +43,9 @@ MaxDrop = Annotated[
     float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")
 ]
 MaxSize = Annotated[str | None, typer.Option(help="Limit on the artifact's size: 40% or 300kB.", metavar="AMOUNT")]
+RequireDevice = Annotated[
+    bool, typer.Option("--require-device", help="Exit with 5 if gates were skipped for want of the target's device.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Verify the graph of every program that a step makes.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any other key: --set heal.epochs=3", metavar="KEY=VALUE")]
@@ -105,6 +109,7 @@ def compile(
     resume: Resume = False,
     force: Force = False,
     debug: Debug = False,
+    require_device: RequireDevice = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -113,7 +118,16 @@ def compile(
 
     overrides = _overrides(max_macs, max_params, max_latency, max_accuracy_drop, max_size, seed, set_)
     return run_steps(
-        source, out, "check", overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet
+        source,
+        out,
+        "check",
+        overrides,
+        resume=resume,
+        force=force,
+        debug=debug,
+        require_device=require_device,
+        as_json=json,
+        quiet=quiet,
     )
 
 
@@ -184,6 +198,7 @@ def check(
     max_accuracy_drop: MaxDrop = None,
     max_size: MaxSize = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML here.")] = None,
+    require_device: RequireDevice = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -191,7 +206,7 @@ def check(
     from .commands import run_check
 
     limits = _overrides(None, None, max_latency, max_accuracy_drop, max_size, None, None)
-    return run_check(source, gates, limits, junit=junit, as_json=json, quiet=quiet)
+    return run_check(source, gates, limits, junit=junit, require_device=require_device, as_json=json, quiet=quiet)
 
 
 @app.command()
@@ -238,6 +253,9 @@ def report(
     from .commands import write_run_report
 
     print(write_run_report(source, out))
+
+
+add_commands(app)
 
 
 def _overrides(

@@ -28,6 +28,7 @@ def run_steps(
     debug: bool,
     as_json: bool,
     quiet: bool,
+    require_device: bool = False,
 ) -> int:
     """Runs a recipe, or continues a run directory, up to a step; prints its result.
 
@@ -58,16 +59,28 @@ def run_steps(
             console.print(f"artifact: {result.artifact}", markup=False, soft_wrap=True)
         if report:
             console.print(f"report: {report}", markup=False, soft_wrap=True)
+    if result.verdict is not None and require_device:
+        result.verdict.require_device()
     return result.verdict.exit_code if result.verdict else 0
 
 
 def run_check(
-    source: Path, gates: Path | None, limits: Mapping[str, Any], *, junit: Path | None, as_json: bool, quiet: bool
+    source: Path,
+    gates: Path | None,
+    limits: Mapping[str, Any],
+    *,
+    junit: Path | None,
+    require_device: bool = False,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Checks a run directory or an artifact.
 
     Returns:
         0, or 3 if a gate failed.
+
+    Raises:
+        EnvironmentLacksError: A device is required, and gates were skipped for want of it.
     """
     from ..checking import check
     from .gate_file import gates_for
@@ -77,6 +90,8 @@ def run_check(
         reporter.step("check", "started", str(artifact))
         verdict = check(artifact, asked.gates, data=asked.data, metric=asked.metric, junit=junit)
     print(verdict.to_json()) if as_json else stdout_console().print(verdict.table())
+    if require_device:
+        verdict.require_device()
     return verdict.exit_code
 
 
