@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ import torch
 from families.case import Case
 from families.catalog import cases
 from families.check import check
+from families.table import document
 from families.torchvision_ops import declare
 
 ROOT = Path(__file__).resolve().parents[1]
+_LIBRARIES = ("timm", "transformers", "torchvision")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,14 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
         path = options.out / f"{case.key}.json"
         if path.exists() and not options.again:
             continue
-        result = _check_apart(case, options)
+        result = check_apart(case, options.seconds, options.memory)
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{number:3}/{len(chosen)} {case.key:45} {summary(result)}", file=sys.stderr, flush=True)
     if options.table:
-        from families.table import document
-
         paths = [options.out / f"{case.key}.json" for case in cases()]
-        options.table.write_text(document([json.loads(path.read_text()) for path in paths if path.exists()]))
+        stored = [json.loads(path.read_text()) for path in paths if path.exists()]
+        versions = ", ".join(f"{name} {version(name)}" for name in (*_LIBRARIES, "torch", "onnxruntime"))
+        options.table.write_text(document(stored, versions))
     del held
 
 
@@ -64,17 +67,17 @@ def summary(result: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _check_apart(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def check_apart(case: Case, seconds: int, memory: int) -> dict[str, Any]:
     """The result of one model from a process of its own: a fork, which has the libraries imported already."""
     begun = time.monotonic()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_check_here, args=(case, options.memory, sender))
+    child = context.Process(target=_check_here, args=(case, memory, sender))
     child.start()
     sender.close()
-    what = f"no result after {options.seconds} seconds"
+    what = f"no result after {seconds} seconds"
     try:
-        if receiver.poll(options.seconds):
+        if receiver.poll(seconds):
             return receiver.recv()
     except EOFError:
         child.join()

@@ -137,7 +137,7 @@ def _export(work: dict[str, Any]) -> dict[str, Any]:
         artifact = export(program, Path(folder) / "artifact")
         loaded = artifact.program()
         session = open_session(artifact.model)
-        fallbacks = artifact.manifest["lowering"]["fallbacks"] if "lowering" in artifact.manifest else []
+        fallbacks = [fallback["operation"] for fallback in artifact.manifest["fallbacks"]]
         names = {value.name for value in session.get_inputs()}
         inputs = [node.name for node in program.graph.nodes if node.op == "placeholder"]
         differences, reloaded = [], []
