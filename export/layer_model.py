@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,7 +88,7 @@ class _OneLayer:
         self.arrays[name] = np.asarray(value)
         return name
 
-    def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Adds a node."""
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output

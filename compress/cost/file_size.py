@@ -26,32 +26,28 @@ def size_column(program: Program, sites: tuple[Site, ...], network: Network) -> 
         network: Its file at full width.
     """
     reader = AxisReader(program)
+    modules = {path: module for path, module in program.graph_module.named_modules() if path}
     outputs = {site.path: site.outputs for site in sites}
     terms, counted = [], 0
     for array in network.model.graph.initializer:
         size = numpy_helper.to_array(array).nbytes
-        term = _term(reader, outputs, array, size)
+        term = _term(reader, modules, outputs, array, size)
         if term is not None:
             terms.append(term)
             counted += size
     return Column("size", tuple(terms), network.size - counted)
 
 
-def _term(reader: AxisReader, outputs: dict[str, Axis], array: TensorProto, size: int) -> Term | None:
+def _term(
+    reader: AxisReader, modules: dict[str, nn.Module], outputs: dict[str, Axis], array: TensorProto, size: int
+) -> Term | None:
     """The size of a constant of the file; None if it belongs to no layer."""
-    dims = tuple(array.dims)
-    module = None
-    for part in PARTS:
-        path = array.name.removesuffix(f".{part}")
-        if path == array.name:
-            continue
-        try:
-            module = reader.program.graph_module.get_submodule(path)
-        except AttributeError:
-            continue
-        break
+    dims = list(array.dims)
+    named = (array.name.removesuffix(f".{part}") for part in PARTS)
+    path = next((path for path in named if path != array.name and path in modules), "")
+    module = modules.get(path)
     weight = getattr(module, "weight", None)
-    if module is None or weight is None or not dims:
+    if weight is None or not dims:
         return None
     axes = reader.tensor(weight)
     if path in outputs:

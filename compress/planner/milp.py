@@ -8,7 +8,12 @@ marginals; as those pick one size each, the weights pick one pair, and they need
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -136,13 +141,19 @@ class _Model:
         scale = float(np.abs(objective).max(initial=0.0)) or 1.0
         integrality = np.zeros(self.size)
         integrality[np.concatenate(self.integer)] = 1
-        result = milp(
-            objective / scale,
-            integrality=integrality,
-            bounds=Bounds(0.0, np.where(np.arange(self.size) < self.size - self.extra, 1.0, np.inf)),
-            constraints=LinearConstraint(self.rows.matrix(self.size), self.rows.low, self.rows.high),
-            options={"time_limit": seconds, "mip_rel_gap": _GAP},
-        )
+        # Typed loosely, as scipy's annotations know single numbers only.
+        zeros: Any = np.zeros(self.size)
+        ones: Any = np.where(np.arange(self.size) < self.size - self.extra, 1.0, np.inf)
+        low, high = (np.array(side) for side in (self.rows.low, self.rows.high))
+        rows: tuple[Any, ...] = (self.rows.matrix(self.size), low, high)
+        with _no_output():
+            result = milp(
+                objective / scale,
+                integrality=integrality,
+                bounds=Bounds(zeros, ones),
+                constraints=LinearConstraint(*rows),
+                options={"time_limit": seconds, "mip_rel_gap": _GAP},
+            )
         if result.x is None:
             return None
         position = np.array([int(result.x[variables].argmax()) for variables in self.groups], dtype=np.int64)
@@ -193,3 +204,23 @@ class _Model:
                 at = np.append(grid.take(level, axis=i).reshape(-1), marginal)
                 self.rows.add(at, np.append(np.ones(len(at) - 1), -1.0), 0.0, 0.0)
         return variables
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Keeps what the solver's C++ prints (some versions leave traces of debugging) away from standard output."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        with suppress(OSError, TypeError, AttributeError):  # what C still buffers goes the same way
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -106,7 +106,7 @@ def attempts(
 
 
 def best(made: tuple[Attempt, ...]) -> Attempt:
-    """The latest attempt of the smallest predicted loss among those that were measured to hold; the last if none was."""
+    """The latest attempt of the least predicted loss among those that were measured to hold; the last if none was."""
     good = [attempt for attempt in made if attempt.holds]
     return min(reversed(good), key=lambda attempt: attempt.solution.rise) if good else made[-1]
 
@@ -239,4 +239,5 @@ def _told(number: int, attempt: Attempt) -> str:
         f"batch {batch} {100 * attempt.predicted[batch]:.1f} % predicted, {100 * share.median:.1f} % measured"
         for batch, share in attempt.shares.items()
     ]
-    return f"plan {number + 1}: latency of the dense network at {'; '.join(said)}"
+    doubts = sorted({text for share in attempt.shares.values() for text in share.warnings})
+    return "; ".join([f"plan {number + 1}: of the latency of the dense network, {'; '.join(said)}", *doubts])

@@ -145,3 +145,14 @@ def test_least_cost_and_the_nearest_choice_agree_with_exhaustive_search(name):
 def test_the_same_problem_has_the_same_solution():
     given = problem("resnet_a", 2)
     assert (milp.solve(given).position == milp.solve(given).position).all()
+
+
+def test_nothing_is_printed_while_the_solver_runs(capfd):
+    import os
+
+    print("before")
+    milp.solve(problem("resnet_a", 1))
+    with milp._no_output():
+        os.write(1, b"of the solver")
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
