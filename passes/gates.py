@@ -20,6 +20,7 @@ from ..errors import Refused, UnsupportedError
 from .labels.analysis import Analysis
 from .program import Program
 from .sample_axis import SampleAxis, sample_axes
+from .widths import weigh_average
 
 
 @dataclass
@@ -128,7 +129,8 @@ def insert_gates(program: Program) -> Gated:
     readings = _readings(program, number)
     results = pytree.tree_leaves(program.graph.output_node().args[0])
     tensors = [n for n in results if isinstance(n, fx.Node) and isinstance(n.meta.get("val"), Tensor)]
-    layouts = sample_axes(program, dict.fromkeys([*(r.value for r in readings), *tensors]))
+    averaged = [node for node in program.graph.nodes if node.name in {value for _, value in program.analysis.averaged}]
+    layouts = sample_axes(program, dict.fromkeys([*(r.value for r in readings), *averaged, *tensors]))
 
     with warnings.catch_warnings():
         # torch deprecates a class of its own that copying its input signature still touches.
@@ -147,6 +149,14 @@ def insert_gates(program: Program) -> Gated:
             gate = module.graph.call_module(name, (twin[reading.value],))
         for reader in reading.readers:
             twin[reader].replace_input_with(twin[reading.value], gate)
+    for name, value in program.analysis.averaged:
+        nodes = {node.name: node for node in program.graph.nodes}
+        units = _units_along(program.analysis, value, -1, number)
+        if units is not None:
+            layout = layouts[nodes[value]]
+            gate = Gate(source, units, -1, layout).to(nodes[value].meta["val"].device)
+            weigh_average(module, twin[nodes[name]], gate)
+            refused = refused or (layout if isinstance(layout, Refused) else None)
     module.recompile()
     outputs = tuple(layouts.get(leaf) if isinstance(leaf, fx.Node) else None for leaf in results)
     return Gated(module, source, groups, sum(width for _, width in groups.values()), outputs, refused)

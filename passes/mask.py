@@ -11,6 +11,7 @@ from .labels.analysis import Analysis
 from .labels.flow import canonical_names
 from .labels.selection import Keep, check_keep
 from .program import Program
+from .widths import silence_averages
 
 
 def mask(
@@ -53,6 +54,7 @@ def mask(
                 tensor = by_name[member.tensor]
                 with torch.no_grad():
                     tensor.index_fill_(member.axis, index.to(tensor.device), 0)
+    silence_averages(silenced, analysis, analysis.removed_ids(kept))
     if implants:
         replace_filters(silenced, implants, init)
     return silenced

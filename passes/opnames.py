@@ -47,13 +47,20 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 """Python functions that may be called, by name in a saved graph."""
 
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
+_ALLOWED: set[str] = set()
+"""Operations outside of ATen that users registered: "library.name"."""
+
+
+def allow(name: str) -> None:
+    """Lets programs call an operation that is none of ATen's; code of the user's process decides, never a file."""
+    _ALLOWED.add(name)
 
 
 def name_of(target: Any) -> str | None:
     """Name of a call target in a saved graph, or None if a program may not call it."""
     if isinstance(target, OpOverload):
-        known = target.namespace == "aten" and target._opname not in _FORBIDDEN
-        return f"aten.{target._opname}.{target._overloadname}" if known else None
+        known = _may_call(target.namespace, target._opname)
+        return f"{target.namespace}.{target._opname}.{target._overloadname}" if known else None
     return _NAMES.get(target)
 
 
@@ -62,11 +69,15 @@ def target_of(name: str) -> Callable[..., Any] | None:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     namespace, *rest = name.split(".")
-    if namespace != "aten" or len(rest) != 2 or not all(part.isidentifier() for part in rest) or rest[0] in _FORBIDDEN:
+    if len(rest) != 2 or not all(part.isidentifier() for part in rest) or not _may_call(namespace, rest[0]):
         return None
-    packet = getattr(torch.ops.aten, rest[0], None)
+    packet = getattr(getattr(torch.ops, namespace), rest[0], None)
     overload = getattr(packet, rest[1], None)
     return overload if isinstance(overload, OpOverload) else None
+
+
+def _may_call(namespace: str, name: str) -> bool:
+    return f"{namespace}.{name}" in _ALLOWED or (namespace == "aten" and name not in _FORBIDDEN)
 
 
 def is_known(target: Any) -> bool:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from .export.artifact import Artifact
     from .export.export import export
     from .gates import Gates
+    from .passes.labels.register import register_rule
+    from .passes.labels.rule import Rule
     from .passes.program import Program
     from .pipeline import compile
     from .recipe_file import load_recipe
+    from .sparsity import sparsify
     from .verdict import Verdict
     from .version import __version__
 
@@ -33,6 +36,7 @@ _HOME = {
     "Plan": "compress.plan",
     "Program": "passes.program",
     "Refused": "errors",
+    "Rule": "passes.labels.rule",
     "Sensitivity": "compress.sensitivity.table",
     "TrainSettings": "compress.heal.settings",
     "UserError": "errors",
@@ -49,6 +53,8 @@ _HOME = {
     "plan": "api",
     "quantize": "api",
     "rank": "api",
+    "register_rule": "passes.labels.register",
+    "sparsify": "sparsity",
     "verify_ranking": "api",
 }
 
@@ -59,6 +65,7 @@ __all__ = [
     "Plan",
     "Program",
     "Refused",
+    "Rule",
     "Sensitivity",
     "TrainSettings",
     "UserError",
@@ -76,6 +83,8 @@ __all__ = [
     "plan",
     "quantize",
     "rank",
+    "register_rule",
+    "sparsify",
     "verify_ranking",
 ]
 

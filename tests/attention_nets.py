@@ -409,7 +409,10 @@ ATTENTION_NETS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
             rotary_interleaved, rotary_complex,
         )
     },
-    **{f"fused_{how}": _classifier(lambda how=how: FusedQkv(how)) for how in ("unbind", "select", "chunk", "split", "heads")},
+    **{
+        f"fused_{how}": _classifier(lambda how=how: FusedQkv(how))
+        for how in ("unbind", "select", "chunk", "split", "heads")
+    },
     **{f"gqa_{how}": _classifier(lambda how=how: GroupedQuery(how)) for how in ("kernel", "expand", "repeat")},
     "mha": _classifier(lambda: SelfAttention(False, True)),
     "mha_weights": _classifier(lambda: SelfAttention(True, True), lambda: SelfAttention(True, False)),
@@ -421,7 +424,8 @@ ATTENTION_NETS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "head_weights": _classifier(HeadWeights),
     "class_attention": lambda: (Classifier(ClassAttention(), Block(FusedQkv("unbind"))), (_tokens(),)),
     "swin": lambda: (
-        Images(Block(Window(0)), Block(Window(2))), (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)),)
+        Images(Block(Window(0)), Block(Window(2))),
+        (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)),),
     ),
     "bert": lambda: (Bert(), (_ids(11), _mask())),
     "gpt2": lambda: (Decoder(Gpt2Block(), Gpt2Block()), (_ids(17),)),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import graphgen_tokens as tokens
 import torch
 import torch.nn.functional as F
 from nets import randomise_bn
@@ -98,7 +99,38 @@ class Builder:
         return self.step("bn", nn.BatchNorm2d(x.channels, affine=affine), [x], x.channels, x.size)
 
     def group_norm(self, x: Value) -> Value:
-        return self.step("group norm", nn.GroupNorm(1, x.channels), [x], x.channels, x.size)
+        kind = self.choose(["group", "group", "instance", "layer"])
+        if kind == "instance" and x.size > 1:
+            return self.step("instance norm", nn.InstanceNorm2d(x.channels, affine=True), [x], x.channels, x.size)
+        if kind == "layer":
+            return self.step("layer norm", tokens.ChannelNorm(x.channels), [x], x.channels, x.size)
+        groups = self.choose([g for g in (1, 2, 3, 4, x.channels) if x.channels % g == 0])
+        return self.step(f"group norm {groups}", nn.GroupNorm(groups, x.channels), [x], x.channels, x.size)
+
+    def attention(self, x: Value) -> Value:
+        if x.size > 4:
+            x = self.step("small", lambda t: F.adaptive_avg_pool2d(t, 2), [x], x.channels, 2)
+        heads, size = self.choose([1, 2, 3]), self.choose([2, 4])
+        kind, out = self.choose(list(tokens.ATTENTION)), self.choose([3, 5, x.channels])
+        layer = tokens.ATTENTION[kind](x.channels, out, heads, size)
+        out = self.step(f"{kind} {heads}x{size}", layer, [x], out, x.size)
+        return self.join(out, x) if self.choose([False, True]) else out
+
+    def contraction(self, x: Value) -> Value:
+        kind, out = self.choose(list(tokens.CONTRACTIONS)), self.choose([2, 4, x.channels])
+        layer = tokens.CONTRACTIONS[kind](x.channels, out, x.size)
+        out = layer.outputs
+        return self.step(kind, layer, [x], out, x.size)
+
+    def other_ranks(self, x: Value) -> Value:
+        kind, out = self.choose(["1d", "3d", "transposed 2"]), self.choose([2, 4])
+        if kind == "transposed 2" and x.size <= 8:
+            return self.step(kind, nn.ConvTranspose2d(x.channels, out, 2, 2), [x], out, 2 * x.size)
+        if kind == "1d":
+            layer: nn.Module = tokens.Reshaped(nn.Conv1d(x.channels, out, 3, padding=1), 1)
+        else:
+            layer = tokens.Reshaped(nn.Conv3d(x.channels, out, 3, padding=1), 3)
+        return self.step(f"conv {kind}", layer, [x], out, x.size)
 
     def prelu(self, x: Value) -> Value:
         return self.step("prelu", nn.PReLU(self.choose([1, x.channels])), [x], x.channels, x.size)
@@ -285,6 +317,18 @@ class Builder:
                 ("batch merge", lambda t: F.relu(t.flatten(0, 1)).reshape(t.shape), 1),
                 ("spatial flatten", lambda t: t.flatten(2).softmax(-1).reshape(t.shape), 1),
                 ("channel softmax", lambda t: t.softmax(1), 1),
+                ("roll", lambda t: t.roll((1, -1), (2, 3)), 1),
+                ("channel roll", lambda t: t.roll(1, 1), 1),
+                ("channel sort", lambda t: t.sort(1)[0], 1),
+                ("cumulative", lambda t: t.cumsum(2), 1),
+                ("rms", lambda t: t * torch.rsqrt(t.square().mean((2, 3), keepdim=True) + 1e-3), 1),
+                ("row by index", lambda t: t[:, :, torch.arange(t.shape[2]).flip(0)], 1),
+                ("computed rows", tokens.rows_by_value, 1),
+                ("gather", tokens.gathered, 1),
+                ("repeat gate", lambda t: t * t.mean((1, 2, 3), keepdim=True).repeat(1, t.shape[1], 1, 1), 1),
+                ("expand gate", lambda t: t * t[:, :, :1, :1].expand(-1, -1, t.shape[2], t.shape[3]), 1),
+                ("einsum gate", lambda t: torch.einsum("nchw,nc->nchw", t, t.mean((2, 3))), 1),
+                ("repeat_interleave", lambda t: t.repeat_interleave(2, 1), 2),
                 ("channel sum", lambda t: t / (1 + t.square().sum(1, keepdim=True)), 1),
             ]
         )
@@ -363,7 +407,8 @@ UNARY = [
     "conv", "conv", "conv", "depthwise", "transposed", "shared_conv", "tied_kernels", "norm", "norm", "group_norm",
     "prelu", "dropout", "pixel_linear", "token_linear", "width_linear", "activation", "activation", "scale",
     "residual", "option_a", "squeeze_excite", "spatial_gate", "cat_zeros", "branches", "uneven_split", "strided",
-    "shuffle", "pixel_shuffle", "rearrange", "glu", "pool",
+    "shuffle", "pixel_shuffle", "rearrange", "rearrange", "glu", "pool", "attention", "attention", "contraction",
+    "other_ranks",
 ]  # fmt: skip
 
 

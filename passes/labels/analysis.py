@@ -11,8 +11,8 @@ import numpy as np
 from ...errors import Refused
 from .flow import Flow, where_of
 from .groups import Group, Member, Role
+from .register import all_rules
 from .rule import Rules
-from .table import RULES
 from .units import classes, first_appearance, settle_splits, shrinking_axis, to_edges
 from .values import Labels
 
@@ -35,6 +35,7 @@ class Analysis:
         reads: (tensor, axis) of the weights that read channels: where `mask` silences units.
         readings: Where values are read by weights, in graph order: names of the node that reads and of the value, and
             the axis of the channels there, counted from the end.
+        averaged: Normalisations that average over channels that may go, by the names of the node and of the value.
         rules: The rule table.
     """
 
@@ -45,6 +46,7 @@ class Analysis:
     axis_sizes: Mapping[tuple[str, int], int]
     reads: frozenset[tuple[str, int]]
     readings: tuple[tuple[str, str, int], ...]
+    averaged: tuple[tuple[str, str], ...]
     rules: Rules
 
     def removed_ids(self, keep: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -62,7 +64,7 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
 
     Args:
         program: The program; shapes are propagated if it has none.
-        rules: Rule table; the built-in one if left out.
+        rules: Rule table; the built-in one and what users registered if left out.
 
     Returns:
         Groups and the labels of every value. The same program gives the same groups in the same order.
@@ -71,8 +73,8 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
         from ..shapes import propagate
 
         propagate(program)
-    rules = RULES if rules is None else rules
-    flow = Flow(program.graph_module, rules)
+    rules = all_rules() if rules is None else rules
+    flow = Flow(program.graph_module, rules, widths=RELEASED in program.history)
     flow.run()
     flow.join_shared()
     component = settle_splits(flow.count, to_edges(flow.edges), flow.splits)
@@ -111,9 +113,13 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
         },
         reads=frozenset((use.tensor, use.axis) for use in flow.uses if use.role is Role.CONSUME),
         readings=tuple((node.name, source.name, axis) for node, source, axis in flow.reads),
+        averaged=tuple((node.name, source.name) for node, source in flow.averaged),
         rules=rules,
     )
 
+
+RELEASED = "release_widths"
+"""The pass after which channels may go that a normalisation averages over."""
 
 _ALONE = Refused("it is a single unit, and an axis of width 0 computes nothing")
 

@@ -53,13 +53,17 @@ class Flow:
         splits: Labels that a reshape spread over several axes, with the axis that shrinks if nothing else decides.
         uses: Axes of parameters and buffers, in graph order.
         elements: Labels of free parameters and buffers (`get_attr`), by canonical name.
+        widths: Whether channels that a normalisation averages over may go: see `passes/widths.py`.
+        averaged: Normalisations that average over channels that may go, and the values they read.
         reads: Where weights read channels: node, the value that it reads, and the axis of the channels there, counted
             from the end.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, rules: Rules) -> None:
+    def __init__(self, graph_module: fx.GraphModule, rules: Rules, widths: bool = False) -> None:
         self.graph_module = graph_module
         self.rules = rules
+        self.widths = widths
+        self.averaged: list[tuple[fx.Node, fx.Node]] = []
         self.values: dict[fx.Node, Any] = {}
         self.edges: list[tuple[Tensor, Tensor]] = []
         self.freezes: list[Freeze] = []
@@ -69,6 +73,7 @@ class Flow:
         self.reads: list[tuple[fx.Node, fx.Node, int]] = []
         self.count = 1
         self._names = canonical_names(graph_module)
+        self._frozen = torch.zeros(1024, dtype=torch.bool)
         self._by_axis: dict[tuple[str, int], Tensor] = {}
         self._weights = contracted_weights(graph_module, self._names)
 
@@ -171,11 +176,25 @@ class Flow:
             return Labels(collapse_equal(ids), shape)
         return Labels((a if a.labelled else b).ids, shape)
 
+    def is_free(self, labels: Labels) -> bool:
+        """Whether these are the labels of the elements of one free parameter or buffer."""
+        first = int(labels.ids.max())
+        return any(int(own.ids.min()) <= first <= int(own.ids.max()) for own in self.elements.values())
+
     def freeze(self, ids: Tensor, node: fx.Node, reason: str, hint: str = "") -> None:
         """Records that labels must stay."""
         ids = ids[ids != 0].unique()
         if ids.numel():
             self.freezes.append(Freeze(ids, Refused(reason, where_of(node), hint)))
+            if len(self._frozen) < self.count:
+                self._frozen = torch.cat([self._frozen, torch.zeros(2 * self.count, dtype=torch.bool)])
+            self._frozen[ids] = True
+
+    def live(self, labels: Labels) -> Labels:
+        """The labels, or none if all are known to stay: an operation that may start new ones then does."""
+        ids = labels.ids[labels.ids != 0]
+        known = ids[ids < len(self._frozen)]
+        return Labels.none(labels.shape) if len(known) == len(ids) and bool(self._frozen[known].all()) else labels
 
     def rectangle(self, labels: Labels) -> None:
         """Notes labels that a reshape spread over several axes: in the end only one of them can shrink.
@@ -234,7 +253,7 @@ class Flow:
         rule = find_rule(self.rules, node, module)
         if rule is not None:
             return rule.flow(self, node)
-        self._stop(node, f"no rule for {op_name_of(self, node)}", "add one with register_rule")
+        self._stop(node, f"no rule for {op_name_of(self, node)}", "secateur.register_rule adds one: docs/custom-ops.md")
         if module is not None:
             self.fix_parameters(node)
         return unlabelled(node)

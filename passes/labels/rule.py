@@ -37,7 +37,7 @@ class Rule:
 Rules = Mapping[Key, Rule]
 
 
-def register_rule(rules: Rules, key: Key, rule: Rule) -> dict[Key, Rule]:
+def with_rule(rules: Rules, key: Key, rule: Rule) -> dict[Key, Rule]:
     """A copy of a rule table with one rule added or replaced."""
     return {**rules, key: rule}
 

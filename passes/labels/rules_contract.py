@@ -77,6 +77,8 @@ def _weighted(
     labels = flow.labels(source)
     alone = [axis for axis, name in enumerate(term) if name not in out and name not in shared]
     labels = flow.pin(node, labels, alone, f"{op_name_of(flow, node)} sums over its channels", _HEAD_HINT)
+    if any(term[axis] in out for axis in labels.axes):
+        labels = flow.live(labels)
     here = [term[axis] for axis in labels.axes]
     passing = sorted((n for n in here if n in out), key=lambda name: name not in shared)
     kept = (passing or [name for name in here if name in shared])[:1]

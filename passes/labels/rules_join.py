@@ -77,9 +77,8 @@ def rewrite_pad(resize: Resize, node: fx.Node) -> None:
     rank = len(resize.shape(node))
     flat = list(arguments(node)["pad"])
     for axis, (front, back) in enumerate(pad_amounts(node, rank)):
-        mask = resize.mask(node, axis)
-        if mask is not None:
-            i = 2 * (rank - 1 - axis)
+        mask, i = resize.mask(node, axis), 2 * (rank - 1 - axis)
+        if mask is not None and i < len(flat):
             flat[i] = int(mask[:front].sum())
             flat[i + 1] = int(mask[len(mask) - back :].sum())
     set_argument(node, "pad", flat)

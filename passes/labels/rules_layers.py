@@ -25,7 +25,8 @@ def flow_conv(flow: Flow, node: fx.Node) -> Labels:
 
     With one group the input axis of the weight reads the channels and the output axis computes new ones. A depthwise
     convolution keeps each input channel (and its multiples). Otherwise groups must stay equally wide, so the channels
-    at the same position of every group become one unit, in the input and in the output.
+    at the same position of every group become one unit, in the input and in the output. Channels on the batch axis
+    (heads, merged into it) pass.
     """
     conv = flow.module(node)
     assert isinstance(conv, _ConvNd)
@@ -33,7 +34,11 @@ def flow_conv(flow: Flow, node: fx.Node) -> Labels:
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     shape = flow.shape(node)
     channel = len(shape) - len(conv.kernel_size) - 1
-    ids = flow.only_along(node, flow.labels(first_input(node)), channel)
+    labels = flow.labels(first_input(node))
+    if any(axis < channel for axis in labels.axes):
+        flow.fix_parameters(node)
+        return Labels(flow.pin(node, labels, range(channel, len(shape)), _MIXES.format("the convolution")).ids, shape)
+    ids = flow.only_along(node, labels, channel)
     if is_depthwise(conv):
         out = ids.repeat_interleave(conv.out_channels // conv.groups)
         flow.use(node, "weight", 0, Role.PRODUCE, ids if transposed else out)
@@ -46,6 +51,9 @@ def flow_conv(flow: Flow, node: fx.Node) -> Labels:
         flow.use(node, "weight", out_axis, Role.PRODUCE, fresh if transposed else out)
     flow.use(node, "bias", 0, Role.CARRY, out)
     return Labels.on_axis(shape, channel, out)
+
+
+_MIXES = "{} mixes every part of its channels"
 
 
 def is_depthwise(conv: _ConvNd) -> bool:
@@ -77,16 +85,21 @@ def rewrite_conv(resize: Resize, node: fx.Node) -> None:
 def flow_linear(flow: Flow, node: fx.Node) -> Labels:
     """Linear layer: reads channels on the last axis and computes new ones; channels on other axes pass.
 
-    Channels on the last axis and on others (every head read by the same weights) are pinned on the last.
+    Channels on the last axis and on others (every head read by the same weights) are pinned on the last; a free
+    parameter (learnt queries, positions) has its channels on the last axis.
     """
     linear = flow.module(node)
     assert isinstance(linear, nn.Linear)
     labels = flow.labels(first_input(node))
     shape = flow.shape(node)
     last = len(shape) - 1
+    if labels.axes != (last,):
+        labels = flow.live(labels)
+        if len(labels.axes) > 1 and flow.is_free(labels):
+            labels = flow.pin(node, labels, labels.axes[:-1], _MIXES.format("the linear layer"))
     if labels.axes and labels.axes != (last,):
         flow.fix_parameters(node)
-        return Labels(flow.pin(node, labels, [last], "Linear mixes every part of its channels").ids, shape)
+        return Labels(flow.pin(node, labels, [last], _MIXES.format("the linear layer")).ids, shape)
     flow.read(node, first_input(node), last)
     flow.use(node, "weight", 1, Role.CONSUME, labels.along(last))
     out = flow.fresh(linear.out_features)
@@ -110,6 +123,9 @@ def flow_channel_norm(flow: Flow, node: fx.Node) -> Labels:
     assert isinstance(module, _NormBase)
     # Without a batch axis, instance normalisation has its channels first; the number of features tells.
     channel = 1 if len(labels.shape) > 1 and labels.shape[1] == module.num_features else 0
+    if any(axis < channel for axis in labels.axes):
+        flow.fix_parameters(node)
+        return flow.pin(node, labels, range(channel, len(labels.shape)), _MIXES.format("the normalisation"))
     ids = flow.only_along(node, labels, channel)
     for name in ("weight", "bias", "running_mean", "running_var"):
         flow.use(node, name, 0, Role.CARRY, ids)
@@ -120,7 +136,9 @@ def rewrite_channel_norm(resize: Resize, node: fx.Node) -> None:
     """Feature count."""
     norm = resize.module(node)
     assert isinstance(norm, _NormBase)
-    norm.num_features = next(int(mask.sum()) for mask in resize.masks(node) if mask is not None)
+    channel = next(axis for axis, mask in enumerate(resize.masks(node)) if mask is not None)
+    if norm.num_features == resize.old_shape(node)[channel]:
+        norm.num_features = resize.shape(node)[channel]
 
 
 def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
@@ -131,7 +149,10 @@ def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
     normalised = len(module.normalized_shape)  # type: ignore[arg-type]
     if normalised == 1 and labels.axes == (len(labels.shape) - 1,):
         # Each channel stays itself, so that what is added behind is frozen for this reason as well.
-        flow.freeze(labels.ids, node, reason, _MIXED)
+        if flow.widths and isinstance(module, nn.LayerNorm):
+            flow.averaged.append((node, first_input(node)))
+        else:
+            flow.freeze(labels.ids, node, reason, _MIXED)
         for name in ("weight", "bias"):
             flow.use(node, name, 0, Role.CARRY, labels.along(-1))
         return labels
@@ -139,7 +160,17 @@ def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
     return flow.pin(node, labels, range(-normalised, 0), reason, _MIXED)
 
 
-_MIXED = "prune the layers between two normalisations: hidden neurons, attention heads"
+_MIXED = (
+    "prune the layers between normalisations: hidden neurons, heads; or ask for widths: passes.widths.release_widths"
+)
+
+
+def rewrite_layer_norm(resize: Resize, node: fx.Node) -> None:
+    """The normalised width."""
+    norm = resize.module(node)
+    assert isinstance(norm, nn.LayerNorm)
+    if len(norm.normalized_shape) == 1:
+        norm.normalized_shape = (resize.shape(node)[-1],)
 
 
 def flow_group_norm(flow: Flow, node: fx.Node) -> Labels:
@@ -218,7 +249,7 @@ LAYERS: dict[Key, Rule] = {
     _ConvNd: Rule(flow_conv, rewrite_conv),
     nn.Linear: Rule(flow_linear, rewrite_linear),
     _NormBase: Rule(flow_channel_norm, rewrite_channel_norm),
-    nn.LayerNorm: Rule(flow_layer_norm),
+    nn.LayerNorm: Rule(flow_layer_norm, rewrite_layer_norm),
     nn.RMSNorm: Rule(flow_layer_norm),
     nn.GroupNorm: Rule(flow_group_norm, rewrite_group_norm),
     nn.PReLU: Rule(flow_prelu, rewrite_prelu),

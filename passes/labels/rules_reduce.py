@@ -15,6 +15,10 @@ REDUCE_NAMES = """mean sum amax amin prod var std all any logsumexp norm linalg_
 
 ALONG_NAMES = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort argsort logcumsumexp topk"
 
+NORM_NAMES = "layer_norm native_layer_norm rms_norm _fused_rms_norm"
+
+RECURRENT_NAMES = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"
+
 POOLS = {
     1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
     "_upsample_nearest_exact1d max_pool1d_with_indices reflection_pad1d replication_pad1d",
@@ -65,6 +69,19 @@ def flow_normalise(flow: Flow, node: fx.Node) -> Any:
     return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
 
+def flow_recurrent(flow: Flow, node: fx.Node) -> Any:
+    """LSTM, GRU and RNN: a state feeds all others at the next step, and their weights stay as they are."""
+    kind = op_name_of(flow, node).removeprefix("aten.").partition("_")[0].upper()
+    for source in node.all_input_nodes:
+        if isinstance(source.meta.get("val"), Tensor):
+            reason = f"it enters or leaves a recurrent layer ({kind}), whose widths stay"
+            flow.freeze(flow.labels(source).ids, node, reason, _RECURRENT_HINT)
+    return unlabelled(node)
+
+
+_RECURRENT_HINT = "layers before and after it that do not touch it can be pruned"
+
+
 def flow_triangle(flow: Flow, node: fx.Node) -> Labels:
     """`tril`, `triu`: positions of the last two axes are compared."""
     labels = flow.labels(node.all_input_nodes[0])
@@ -104,9 +121,10 @@ REDUCE: dict[Key, Rule] = {
     **{f"aten.{name}": Rule(flow_reduce) for name in REDUCE_NAMES.split()},
     **{f"aten.{name}": Rule(flow_along) for name in ALONG_NAMES.split()},
     "aten.glu": Rule(flow_glu),
+    **{f"aten.{name}": Rule(flow_normalise) for name in NORM_NAMES.split()},
     **{
-        f"aten.{name}": Rule(flow_normalise)
-        for name in ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+        f"aten.{name}": Rule(flow_recurrent)
+        for name in ["lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"]
     },
     "aten.tril": Rule(flow_triangle),
     "aten.triu": Rule(flow_triangle),

@@ -13,4 +13,4 @@ from .rules_pointwise import POINTWISE
 from .rules_reduce import REDUCE
 
 RULES: dict[Key, Rule] = {**LAYERS, **MOVEMENT, **PARTS, **JOIN, **REDUCE, **POINTWISE, **CONTRACT, **INDEX}
-"""Operation or layer class to rule. Extend a copy with `register_rule` and pass it to `analyse`."""
+"""Operation or layer class to rule. Users add theirs with `register_rule`; tests extend a copy with `with_rule`."""

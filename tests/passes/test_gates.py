@@ -258,7 +258,7 @@ def test_integer_inputs_all_zero() -> None:
             return self.down(torch.tanh(self.up(self.embed(ids).flatten(0, 1)))).unflatten(0, (-1, 5)).mean(1)
 
     gated = insert_gates(capture(Words().eval(), torch.zeros(2, 5, dtype=torch.int64)))
-    assert [m.samples for m in gated.module.modules() if isinstance(m, Gate)] == [SampleAxis(0, 1, 5)]
+    assert [m.samples for m in gated.module.modules() if isinstance(m, Gate)] == 2 * [SampleAxis(0, 1, 5)]
 
 
 def test_one_gate_for_all_layers_that_read_a_value() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateur.passes.capture import capture
 from secateur.passes.labels.analysis import analyse
 from secateur.passes.labels.groups import Role
-from secateur.passes.labels.rule import Rule, register_rule
+from secateur.passes.labels.rule import Rule, with_rule
 from secateur.passes.labels.table import RULES
 from secateur.passes.labels.values import Labels
 from secateur.passes.labels.widths import axis_terms
@@ -189,7 +189,7 @@ def test_a_registered_rule_is_used_and_leaves_the_table_alone() -> None:
     def flow(flow, node) -> Labels:
         return flow.labels(node.args[0])
 
-    rules = register_rule(RULES, "aten.special_bessel_j0", Rule(flow))
+    rules = with_rule(RULES, "aten.special_bessel_j0", Rule(flow))
     program = capture(Unknown(), torch.randn(2, 3, 3, 3))
     assert "aten.special_bessel_j0" not in RULES
     assert analyse(program, rules).groups[0].frozen is None
