@@ -19,21 +19,17 @@ TRAINED = ("05-heal", "06-quantize")
 """Steps that keep the state of their training."""
 
 
-def compile_command(folder: Path, name: str) -> list[str]:
+def start(folder: Path, command: str) -> subprocess.Popen:
+    """Starts a command that leads a process group of its own."""
     (folder / "recipe.yaml").write_text(RECIPE)
-    return [sys.executable, "-m", "secateur", "compile", str(folder / "recipe.yaml"), "--out", str(folder / name)]
-
-
-def start(folder: Path, name: str) -> subprocess.Popen:
-    """Starts a compile that leads a process group of its own."""
+    argv = [sys.executable, "-m", "secateur", command, str(folder / "recipe.yaml"), "--out", str(folder / "run")]
     env = {**os.environ, "TINY_DIR": str(HERE)}
-    command = compile_command(folder, name)
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(argv, cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def finish(folder: Path, name: str) -> str:
-    process = start(folder, name)
-    _, err = process.communicate(timeout=300)
+def finish(folder: Path, command: str) -> str:
+    process = start(folder, command)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err.decode()
     return err.decode()
 
@@ -48,7 +44,7 @@ def artifact(run: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(folder, "run")
+    finish(folder, "export")
     return artifact(folder / "run")
 
 
@@ -59,7 +55,8 @@ def undisturbed(tmp_path_factory):
 def test_a_compile_that_was_killed_continues_to_the_same_bytes(undisturbed, tmp_path, step):
     partial, done = tmp_path / "run" / f"{step}.partial", tmp_path / "run" / step
     awaited = partial / "state" / "training.safetensors" if step in TRAINED else partial / ".key"
-    process = start(tmp_path, "run")
+    command = "compile" if step == "08-check" else "export"
+    process = start(tmp_path, command)
     deadline = time.monotonic() + 240
     while not awaited.exists() and not done.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -67,7 +64,7 @@ def test_a_compile_that_was_killed_continues_to_the_same_bytes(undisturbed, tmp_
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not done.exists(), "the step ended before the signal came"
     assert partial.exists()
-    err = finish(tmp_path, "run")
+    err = finish(tmp_path, command)
     kept = int(step[:2]) - 1
     assert err.count(" kept") == kept, err
     assert artifact(tmp_path / "run") == undisturbed and "model.onnx" in undisturbed
@@ -76,7 +73,7 @@ def test_a_compile_that_was_killed_continues_to_the_same_bytes(undisturbed, tmp_
 @pytest.mark.slow
 def test_a_compile_that_is_killed_again_and_again_gets_there(undisturbed, tmp_path):
     """Killed after ever longer times, wherever that falls: between steps, inside a write, inside a rename."""
-    seconds, process = 1.0, start(tmp_path, "run")
+    seconds, process = 1.0, start(tmp_path, "export")
     while process.poll() is None:
         try:
             process.communicate(timeout=seconds)
@@ -84,6 +81,6 @@ def test_a_compile_that_is_killed_again_and_again_gets_there(undisturbed, tmp_pa
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             seconds += 1.0
-            process = start(tmp_path, "run")
+            process = start(tmp_path, "export")
     assert process.returncode == 0
     assert artifact(tmp_path / "run") == undisturbed
