@@ -59,6 +59,7 @@ def sparsify(
     loss: LossFn = cross_entropy,
     *,
     settings: SparsifySettings | None = None,
+    gradients: DataMatrix | None = None,
     progress: Progress | None = None,
 ) -> SparsifyResult:
     """Makes weights zero, choosing and updating them by second-order information from gradients of samples.
@@ -68,6 +69,8 @@ def sparsify(
         loader: Training batches; None for `magnitude` without re-estimation of batch norm.
         loss: Mean loss of a batch.
         settings: What is asked for.
+        gradients: Those that `gradients_of` gave for this program, loader and loss; several methods and sparsities may
+            share them. For methods of one stage.
         progress: Told `progress(done, total, stage=…)`.
 
     Raises:
@@ -86,7 +89,12 @@ def sparsify(
             where="sparsify",
             hint="give a loader, or take method='magnitude' with batch_norm='kept'",
         )
+    if gradients is not None and len(targets) > 1:
+        raise UserError(
+            f"method {settings.method} takes gradients anew in every stage", where="sparsify", hint="leave them out"
+        )
     run = _Run(program, variables, loader, loss, settings, method, progress)
+    run.given = gradients
     for number, (constraint, target) in enumerate(zip(constraints, targets, strict=True)):
         run.stage(number, len(targets), constraint, target)
     program = run.program
@@ -109,6 +117,23 @@ def sparsify(
     return SparsifyResult(program, zeros, {**variables.refused, **dense}, facts)
 
 
+def gradients_of(
+    program: Program, loader: Loader, loss: LossFn = cross_entropy, *, settings: SparsifySettings | None = None
+) -> DataMatrix:
+    """The gradients that `sparsify` would take for the first stage, to be shared by several calls.
+
+    Args:
+        program: The network.
+        loader: Training batches.
+        loss: Mean loss of a batch.
+        settings: `samples`, `batch_size`, `holdout`, `ignore`, `storage` and `folder` count.
+    """
+    settings = settings or SparsifySettings()
+    program = program.clone().eval()
+    run = _Run(program, find_variables(program, settings.ignore), loader, loss, settings, METHODS["chita-bso"], None)
+    return run.gradients(0, 1)
+
+
 class _Run:
     """The stages of one method, in order."""
 
@@ -128,6 +153,7 @@ class _Run:
         self.facts: dict[str, Any] = {}
         self.journal: list[dict[str, Any]] = []
         self.tuned: tuple[float, float] | None = None
+        self.given: DataMatrix | None = None
         if method.needs_data:
             assert loader is not None
             self.stream = Stream(loader, program, self.device)
@@ -155,6 +181,8 @@ class _Run:
 
     def gradients(self, number: int, total: int) -> DataMatrix:
         """The data matrix at the present weights."""
+        if self.given is not None:
+            return self.given
         settings = self.settings
         batches = self.stream.take(settings.samples * settings.batch_size)
         rows = Rows(self.program, batches, self.loss, self.variables, settings.batch_size)

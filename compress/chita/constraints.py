@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -130,18 +131,26 @@ class Blocks:
     Attributes:
         owner: int64 [p]: number of the block of every weight.
         sizes: float32 [blocks]: weights in each.
+        edges: Number of the first block of every tensor, and the number of blocks.
         budget: Weights that may be kept.
     """
 
     owner: Tensor
     sizes: Tensor
+    edges: tuple[int, ...]
     budget: int
 
     def project(self, values: Tensor) -> Tensor:
-        """See `Constraint`; blocks are taken by mean square while they fit (exact where all are of one size)."""
+        """See `Constraint`; blocks are taken by mean square while they fit (exact where all are of one size).
+
+        The best block of every tensor is kept first, so that no layer is cut off from the rest.
+        """
         owner, sizes = self.owner.to(values.device), self.sizes.to(values.device)
         energy = torch.zeros_like(sizes).index_add_(0, owner, values.square())
-        order = torch.argsort(energy / sizes, descending=True, stable=True)
+        mean = energy / sizes
+        for low, high in pairwise(self.edges):
+            mean[low + int(mean[low:high].argmax())] = torch.inf
+        order = torch.argsort(mean, descending=True, stable=True)
         fits = sizes[order].double().cumsum(0) <= self.budget + 0.5
         kept = torch.zeros(len(self.sizes), dtype=torch.bool, device=values.device)
         kept[order[fits]] = True
@@ -165,14 +174,24 @@ class Blocks:
             raise UserError(
                 f"a block is two whole numbers, not {shape!r}", where="sparsify.block", hint="block: [4, 1]"
             )
-        owners, count = [], 0
+        owners, edges, count = [], [0], 0
         for item in variables:
             found = _block_numbers(item, int(shape[0]), int(shape[1]))
             owners.append(found.reshape(-1) + count)
             count += int(found.max()) + 1
+            edges.append(count)
         owner = torch.cat(owners)
         sizes = torch.bincount(owner, minlength=count).float()
-        return cls(owner, sizes, int((1.0 - sparsity) * variables.size + 1e-6))
+        made = cls(owner, sizes, tuple(edges), int((1.0 - sparsity) * variables.size + 1e-6))
+        largest = sum(float(sizes[low:high].max()) for low, high in pairwise(edges))
+        if largest > made.budget:
+            raise UserError(
+                f"a sparsity of {sparsity} in blocks of {shape[0]} x {shape[1]} would empty whole layers",
+                where="sparsify.block",
+                why=f"one block a layer holds {largest:.0f} weights, {made.budget} would be left",
+                hint="smaller blocks, or a lower sparsity",
+            )
+        return made
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -23,10 +23,11 @@ from .variables import Variables
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for λ."""
 
-RATES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for α / λ: where the curvature is below λ, the step is that of gradient descent at this rate."""
 
-_RIDGE = 1e-4
+_FIRST = (1e-3, 1.0)
+"""λ and α / λ that the search begins with."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def tune(
             losses[place] = stage.loss_of(path.weights(ridges[place[0]], rates[place[1]] * ridges[place[0]]))
         return losses[place]
 
-    best = (_nearest(ridges, near[0] if near else _RIDGE), _nearest(rates, near[1] if near else 0.0))
+    best = (_nearest(ridges, (near or _FIRST)[0]), _nearest(rates, (near or _FIRST)[1]))
     loss(best)
     while True:
         around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]

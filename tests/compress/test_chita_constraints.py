@@ -102,8 +102,17 @@ def test_blocks_are_whole_and_the_best():
 
 
 def test_layers_smaller_than_a_block_are_one_block():
-    constraint = Blocks.of(variables((2, 3), (8, 8)), 0.5, (16, 16))
-    assert constraint.sizes.tolist() == [6.0, 64.0]
+    constraint = Blocks.of(variables((2, 3), (8, 8), (8, 8), (8, 8)), 0.1, (8, 4))
+    assert constraint.sizes.tolist() == [6.0, *[32.0] * 6]
+
+
+def test_blocks_leave_no_layer_empty():
+    values = torch.cat([torch.full((16,), 9.0), torch.full((16,), 0.1)])
+    mask = Blocks.of(variables((4, 4), (4, 4)), 0.5, (2, 2)).project(values)
+    assert int(mask.sum()) == 16
+    assert int(mask[16:].sum()) == 4
+    with pytest.raises(UserError, match="would empty whole layers"):
+        Blocks.of(variables((4, 4), (4, 4)), 0.5, (4, 4)).project(values)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.6])

@@ -13,7 +13,7 @@ from secateur.compress.heal.evaluate import cross_entropy, evaluate, top1
 from secateur.compress.heal.heal import heal
 from secateur.compress.heal.settings import HealSettings, TrainSettings
 from secateur.compress.quantize import quantize
-from secateur.compress.sparsify import SparsifyResult, sparsify
+from secateur.compress.sparsify import SparsifyResult, gradients_of, sparsify
 from secateur.compress.sparsify_settings import SparsifySettings
 from secateur.errors import UserError
 from secateur.export.export import export
@@ -97,6 +97,16 @@ def test_options_work_and_help_more_than_nothing(program, options):
     result = run(program, **options)
     assert loss_of(result.program) < 1.0
     assert result.facts["zeros"] > 0.3 * result.facts["weights"]
+
+
+def test_gradients_can_be_shared_by_methods_and_sparsities(program):
+    settings = SparsifySettings(samples=64, holdout=64, method="chita-bso", sparsity=0.6)
+    shared = gradients_of(program, DATA, settings=settings)
+    first = sparsify(program, DATA, settings=settings).program.module().state_dict()
+    second = sparsify(program, DATA, settings=settings, gradients=shared).program.module().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(UserError, match="takes gradients anew"):
+        sparsify(program, DATA, settings=SparsifySettings(), gradients=shared)
 
 
 def test_storage_and_ridge_are_said(program):

@@ -161,3 +161,31 @@ def test_on_the_same_support_the_joint_update_beats_the_added_single_ones():
         kept = torch.where(support, at.problem.center, 0.0)
         assert joint.value <= at.problem.value(w) * (1 + 1e-6)
         assert joint.value <= at.problem.value(kept) * (1 + 1e-6)
+
+
+def test_magnitude_masks_of_the_papers_checkpoint_are_those_of_their_code(checkpoints):
+    """Kept weights and thresholds, computed once from the public checkpoint; ours is in half precision."""
+    from safetensors.torch import load_file
+
+    from secateur.compress.baselines.magnitude import prune
+    from secateur.compress.chita.variables import find_variables
+    from secateur.examples.cifar_resnet import resnet20
+    from secateur.passes.capture import capture
+
+    network = resnet20(shortcut="B", head="fc")
+    network.load_state_dict(load_file(checkpoints / "resnet20_chita_fp16.safetensors"))
+    program = capture(network.eval(), (torch.zeros(2, 3, 32, 32),))
+    variables = find_variables(program, ["*.downsample.*"])
+    center = variables.read(program)
+    assert variables.size == 268_336
+    for sparsity, kept, threshold in ((0.5, 134_168, 0.056300), (0.7, 80_500, 0.090551), (0.9, 26_833, 0.154963)):
+        w = prune(center, TopK.of(variables, sparsity))
+        assert int((w != 0).sum()) == kept
+        assert float(w[w != 0].abs().min()) == pytest.approx(threshold, rel=1e-3)
+    first = [256, 528, 551, 545, 562, 608, 462, 1187, 1836, 1423, 916, 1329, 687, 2699, 4447, 3664, 2385, 1976]
+    found = {item.name: int((w[item.span] != 0).sum()) for item in variables}
+    order = [f"layer{s}.{b}.conv{c}.weight" for s in (1, 2, 3) for b in range(3) for c in (1, 2)]
+    assert found["conv1.weight"] == pytest.approx(first[0], abs=2)
+    counts = [found["conv1.weight"], *(found[name] for name in order)]
+    assert sorted(counts) == pytest.approx(sorted([*first, 262]), abs=4)
+    assert found["fc.weight"] == pytest.approx(510, abs=2)
