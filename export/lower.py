@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ..errors import UnsupportedError
 from ..passes.opnames import is_assertion
 from ..passes.program import Program
-from . import lower_ops_conv, lower_ops_math, lower_ops_pool, lower_ops_shape, lower_quant
+from . import lower_ops_conv, lower_ops_masks, lower_ops_math, lower_ops_pool, lower_ops_shape, lower_quant
 from .check_onnx import check_onnx
 from .lower_context import (
     Fallback,
@@ -40,6 +40,7 @@ OPS: Mapping[str, OpLowering] = {
     **lower_ops_pool.OPS,
     **lower_ops_math.OPS,
     **lower_ops_shape.OPS,
+    **lower_ops_masks.OPS,
 }
 """Lowering of function calls, by the name of the ATen operation (without overload) or of the Python operator."""
 

@@ -237,12 +237,37 @@ def gather(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 
 def index(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    """`aten.index` by one tensor of integers."""
+    """`aten.index` by tensors of integers: one is a Gather, several broadcast together and are a GatherND."""
     tensors = [(axis, t) for axis, t in enumerate(a.indices) if t is not None]
-    if len(tensors) != 1 or ctx.fact(tensors[0][1]).dtype != torch.int64:
-        raise NoLowering("indexing by several tensors or by a mask")
-    axis, positions = tensors[0]
-    return ctx.emit(node, "Gather", [ctx.value(a.self), ctx.value(positions)], axis=axis)
+    if not all(ctx.fact(t).dtype in (torch.int64, torch.int32) for _, t in tensors):
+        raise NoLowering("indexing by a mask")
+    if len(tensors) == 1:
+        axis, positions = tensors[0]
+        return ctx.emit(node, "Gather", [ctx.value(a.self), ctx.value(positions)], axis=axis)
+    rank, axes = ctx.fact(a.self).rank, [axis for axis, _ in tensors]
+    others = [axis for axis in range(rank) if axis not in axes]
+    values = [ctx.cast(node, ctx.value(t), ctx.fact(t).dtype, torch.int64, part=f"index{i}") for i, t in tensors]
+    together = values[0]
+    for axis, value in zip(axes[1:], values[1:], strict=True):
+        together = ctx.emit(node, "Add", [together, value], part=f"broadcast{axis}")
+    shape = ctx.emit(node, "Shape", [together], part="shape")
+    last = ctx.constant(node, "last", [-1])
+    columns = []
+    for axis, value in zip(axes, values, strict=True):
+        full = ctx.emit(node, "Expand", [value, shape], part=f"full{axis}")
+        columns.append(ctx.emit(node, "Unsqueeze", [full, last], part=f"column{axis}"))
+    positions = ctx.emit(node, "Concat", columns, part="positions", axis=-1)
+    x = ctx.value(a.self)
+    if axes != list(range(len(axes))):
+        x = ctx.emit(node, "Transpose", [x], part="front", perm=[*axes, *others])
+    # Torch puts the axes of the positions where the first indexed axis was, if those are neighbours; else in front.
+    before = axes[0] if axes == list(range(axes[0], axes[0] + len(axes))) else 0
+    if not before:
+        return ctx.emit(node, "GatherND", [x, positions])
+    taken = ctx.emit(node, "GatherND", [x, positions], part="taken")
+    wide = ctx.fact(node).rank - len(others)
+    perm = [*range(wide, wide + before), *range(wide), *range(wide + before, ctx.fact(node).rank)]
+    return ctx.emit(node, "Transpose", [taken], perm=perm)
 
 
 def filled(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
@@ -271,7 +296,9 @@ def arange(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 
 OPS: Mapping[str, OpLowering] = {
-    **dict.fromkeys(("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as"), alias),
+    **dict.fromkeys(
+        ("clone", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy", "to", "_to_copy", "type_as"), alias
+    ),
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), alias),
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), reshape),
     **dict.fromkeys(("flatten", "unflatten"), flatten),
