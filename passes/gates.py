@@ -194,10 +194,14 @@ def _readings(program: Program, number: np.ndarray) -> list[_Reading]:
 def _units_along(analysis: Analysis, value: str, axis: int, number: np.ndarray) -> np.ndarray | None:
     """Gate of each position on an axis of a value, -1 for none; None if nothing on the axis has a gate."""
     labels = analysis.values[value]
-    if not labels.labelled or any(a != axis + len(labels.shape) for a in labels.axes):
+    units = number[labels.ids.numpy()]
+    if not (units >= 0).any():
         return None
-    units = number[labels.along(axis).numpy()]
-    return units if (units >= 0).any() else None
+    axis += units.ndim
+    rows = np.moveaxis(units, axis, -1).reshape(-1, units.shape[axis])
+    if (rows != rows[0]).any():
+        raise AssertionError(f"units that are read along axis {axis} of {value} differ along another")
+    return np.broadcast_to(rows[0], labels.shape[axis])
 
 
 def _off_channels(reading: _Reading, samples: SampleAxis | Refused) -> SampleAxis | Refused:

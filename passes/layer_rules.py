@@ -24,11 +24,13 @@ class Layer:
         spec: Type and hyper-parameters.
         input: The node that the layer is applied to.
         tensors: `get_attr` nodes of its parameters and buffers by attribute name, the weight first.
+        transposed: Whether the layer's weight is the transpose of that tensor.
     """
 
     spec: ModuleSpec
     input: fx.Node
     tensors: Mapping[str, fx.Node]
+    transposed: bool = False
 
 
 Rule = Callable[[fx.Node, Mapping[fx.Node, Any], nn.Module | None], Layer | None]
@@ -95,6 +97,36 @@ def _linear(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | No
     outputs, inputs = values[tensors["weight"]].shape
     options = {"in_features": inputs, "out_features": outputs, "bias": "bias" in tensors}
     return Layer(ModuleSpec("Linear", options), given["input"], tensors)
+
+
+def _product(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | None) -> Layer | None:
+    """`x @ weight` and `addmm` with a parameter [inputs, outputs], as GPT-2 has them: a linear layer, transposed.
+
+    Only if the parameter is read in this way alone: else its other readers would need the tensor as it is.
+    """
+    given = arguments(node)
+    source, weight = (given[name] for name in _PRODUCTS[node.target])
+    bias = given["self"] if node.target is aten.addmm.default else None
+    plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1
+    names = {"weight": "weight"} | ({"bias": "bias"} if bias is not None else {})
+    tensors = _tensors({"weight": weight, "bias": bias}, names)
+    if tensors is None or not plain or source.op == "get_attr" or values[source].ndim < 2:
+        return None
+    value: Tensor = values[weight]
+    readers = [user for user in weight.users if user.target in _PRODUCTS]
+    alone = len(readers) == len(weight.users) and all(arguments(u)[_PRODUCTS[u.target][1]] is weight for u in readers)
+    if value.ndim != 2 or not alone or (bias is not None and values[bias].shape != value.shape[1:]):
+        return None
+    inputs, outputs = value.shape
+    options = {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
+    return Layer(ModuleSpec("Linear", options), source, tensors, transposed=True)
+
+
+_PRODUCTS: Mapping[Any, tuple[str, str]] = {
+    aten.addmm.default: ("mat1", "mat2"),
+    aten.mm.default: ("self", "mat2"),
+    aten.matmul.default: ("self", "other"),
+}
 
 
 def _statistics_norm(kind: str, mode: str) -> Rule:
@@ -208,6 +240,7 @@ RULES: Mapping[Any, Rule] = {
     aten.conv_transpose2d.input: _convolution(2, transposed=True),
     aten.conv_transpose3d.input: _convolution(3, transposed=True),
     aten.linear.default: _linear,
+    **dict.fromkeys(_PRODUCTS, _product),
     aten.batch_norm.default: _statistics_norm("BatchNorm", "training"),
     aten.instance_norm.default: _statistics_norm("InstanceNorm", "use_input_stats"),
     aten.layer_norm.default: _layer_norm,

@@ -61,6 +61,7 @@ class _Rebuild:
     root: nn.Module = field(default_factory=nn.Module)
     graph: fx.Graph = field(default_factory=fx.Graph)
     nodes: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    transposed: dict[int, Tensor] = field(default_factory=dict)
     layers: dict[str, tuple[ModuleSpec, tuple[tuple[str, int], ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,8 +126,9 @@ class _Rebuild:
             raise UnsupportedError(
                 f"the model uses an operation that secateur does not know: {node.target}",
                 where=" ".join(part for part in (path, line) if part),
-                why="only ATen operations can be rewritten, saved and exported",
-                hint="write it with ordinary torch functions; take torch.no_grad and autocast blocks out of forward",
+                why="only ATen operations, and those with a rule of the user, can be rewritten, saved and exported",
+                hint="register a rule for it (docs/custom-ops.md) or write it with ordinary torch functions; "
+                "take torch.no_grad and autocast blocks out of forward",
             )
         new.meta.update(path=path, source=line)
         return new
@@ -148,7 +150,7 @@ class _Rebuild:
         self.layers[path] = key
         module = build(layer.spec)
         for attribute, tensor in tensors.items():
-            attach(module, attribute, tensor)
+            attach(module, attribute, self.transpose(tensor) if layer.transposed and tensor.ndim == 2 else tensor)
         if isinstance(module, _NormBase) and module.track_running_stats:
             counted = self.tensors.get(f"{path}.num_batches_tracked")
             attach(module, "num_batches_tracked", torch.tensor(0) if counted is None else counted)
@@ -159,6 +161,14 @@ class _Rebuild:
             module._modules.update(earlier._modules)
         holder.add_module(last, module)
         return path
+
+    def transpose(self, weight: Tensor) -> Tensor:
+        """The transpose of a parameter, a parameter of its own; the same one for all layers that share it."""
+        if id(weight) not in self.transposed:
+            turned = weight.detach().t().contiguous()
+            own = nn.Parameter(turned, weight.requires_grad) if isinstance(weight, nn.Parameter) else turned
+            self.transposed[id(weight)] = own
+        return self.transposed[id(weight)]
 
     def preferred_path(self, layer: Layer, tensors: Mapping[str, Tensor], stack_path: str) -> str:
         """The user's name of the layer: the module that was called, else the weight's owner, else a new name."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.passes.capture import capture
+from secateur.passes.gates import insert_gates
 from secateur.passes.mask import mask
 from secateur.passes.program import Program
 from secateur.passes.prune import apply
@@ -188,6 +189,17 @@ def halves(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
     return {g.name: np.sort(rng.permutation(g.width)[: max(1, g.width // 2)]) for g in free}
 
 
+def gates_are_removal(program: Program, keep: dict[str, np.ndarray], inputs: Tensor) -> None:
+    """The gates of removed units at zero compute what masking them computes."""
+    gated = insert_gates(program)
+    values = torch.ones(1, gated.units, dtype=torch.float64)
+    for name, (first, width) in gated.groups.items():
+        values[0, first + np.setdiff1d(np.arange(width), keep[name])] = 0
+    gated.source.values = values
+    with torch.no_grad():
+        torch.testing.assert_close(gated.module(inputs), mask(program, keep).module()(inputs))
+
+
 @pytest.mark.parametrize("thread", THREADS)
 def test_thread(thread: str) -> None:
     """Groups are right: removing is silencing, at two batch sizes, and again on what is left."""
@@ -197,6 +209,7 @@ def test_thread(thread: str) -> None:
         keep = halves(program)
         if not keep:
             break
+        gates_are_removal(program, keep, inputs(3).double())
         program = assert_same_function(program, keep, [(inputs(b).double(),) for b in (2, 3)], 1e-9)
         verify(program)
     assert len(program.history) == 3, "pruned twice"
