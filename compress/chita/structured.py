@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ...errors import UserError, did_you_mean
 from ...export.targets import Target
@@ -19,6 +16,7 @@ from ...passes.prune import apply
 from ..budget import Budget
 from ..cost.stopwatch import Stopwatch
 from ..data import Loader, LossFn
+from ..heal.gate_fit import squared_outputs
 from ..heal.ridge import reconstruct
 from ..plan import Plan
 from ..planner.plan import MARGIN
@@ -29,8 +27,8 @@ from .structured_search import SEARCHES
 from .structured_stats import Statistics, collect, gate_part, layer_parts, relative_parts
 
 MODELS: Mapping[str, Callable[[Statistics, float], list[Part]]] = {
-    "relative": relative_parts,
     "layers": layer_parts,
+    "relative": relative_parts,
     "gates": lambda statistics, ridge: [gate_part(statistics, ridge)],
 }
 """Quadratic models by name: what remains makes up for what goes through whole weights, or through one gate a unit."""
@@ -63,7 +61,7 @@ def structured_chita(
     search: str = "swap",
     model: str = "layers",
     curvature: str = "outputs",
-    stages: int = 5,
+    stages: int = 4,
     samples: int = 512,
     ridge: float = 1e-3,
     stopwatch: Stopwatch | None = None,
@@ -89,7 +87,8 @@ def structured_chita(
         floor: Share of every group that stays.
         ignore: Patterns of names of groups that stay whole.
         search: `swap` or `iht`.
-        model: `layers` or `gates`.
+        model: `layers` lets whole layers make up for what goes, each layer's error weighed by what it does to the
+            outputs; `relative` weighs errors alike, as shares of each layer's power; `gates` has one factor a unit.
         curvature: `outputs` measures by the squared change of the network's outputs, `loss` by the curvature of the
             loss. Where training has fitted its data, the latter is all but zero on most samples.
         stages: How often the model is made anew.
@@ -154,15 +153,6 @@ def structured_chita(
     }
     found = room.plan(removed, rises, total, settings)
     return Structured(found, current, {"method": METHOD, **settings})
-
-
-def squared_outputs(output: Any, target: Any) -> Tensor:
-    """Half the squared distance of the outputs from what they are, summed over a sample: no loss, only its curvature.
-
-    The mean over the batch; its Gauss-Newton matrix is that of a regression to the outputs as they are.
-    """
-    leaves = [y for y in pytree.tree_leaves(output) if isinstance(y, Tensor) and y.is_floating_point() and y.ndim]
-    return sum((0.5 * (y - y.detach()).square().sum() / len(y) for y in leaves), torch.zeros(()))
 
 
 class _OnGroups(Request):

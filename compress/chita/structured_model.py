@@ -36,7 +36,7 @@ class Part:
 
 
 class Tableau:
-    """f of one part while units leave and come back, by sweeps of its normal equations (Beaton 1964).
+    """The f of one part while units leave and come back, by sweeps of its normal equations (Beaton 1964).
 
     With R the columns that are in, `matrix` holds -H_RR⁻¹, H_RR⁻¹ H_RS and the Schur complement of S, `values` the
     solution B_Rᵀ and the residual of S. Every unit's cost of leaving, or gain of coming back, is then at hand.
@@ -132,7 +132,7 @@ class Selection:
 
 
 def solve(part: Part, removed: np.ndarray) -> tuple[float, np.ndarray]:
-    """f of one part and the weights B that attain it, directly from the normal equations.
+    """The f of one part, and the weights B that attain it, directly from the normal equations.
 
     Args:
         part: The regression.

@@ -12,7 +12,8 @@ class StructuredSettings(BaseModel):
 
     Attributes:
         search: `swap` removes greedily and then exchanges units and steps; `iht` is iterative hard thresholding.
-        model: `layers` lets whole layers make up for what goes, `gates` one factor a unit.
+        model: `layers` lets whole layers make up for what goes, weighed by what their errors do to the network's
+            outputs; `relative` weighs every layer's error alike, as a share; `gates` has one factor a unit.
         curvature: What errors are weighed with: the squared change of the network's `outputs`, or the `loss`.
         stages: How often the model is made anew, with the network rewritten and refitted in between.
         samples: Calibration samples that each stage reads.
@@ -22,7 +23,7 @@ class StructuredSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     search: Literal["swap", "iht"] = "swap"
-    model: Literal["layers", "gates"] = "layers"
+    model: Literal["layers", "relative", "gates"] = "layers"
     curvature: Literal["outputs", "loss"] = "outputs"
     stages: int = Field(default=4, ge=1)
     samples: int = Field(default=512, ge=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -273,7 +273,7 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
-    def _reader(self, seen: LayerMoments):  # noqa: ANN202
+    def _reader(self, seen: LayerMoments) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def read(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return  # only the size of the outputs was asked for

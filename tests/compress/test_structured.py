@@ -158,7 +158,7 @@ def test_what_cannot_be_done_is_said() -> None:
         _run(program, loader, budget=Budget(macs="1%"))
     with pytest.raises(UserError, match="no budget to plan for"):
         _run(program, loader, budget=Budget(accuracy_drop=1.0))
-    with pytest.raises(UserError, match="unknown search 'swaps'.*swap"):
+    with pytest.raises(UserError, match=r"unknown search 'swaps'.*swap"):
         _run(program, loader, search="swaps")
     with pytest.raises(UserError, match="stages"):
         _run(program, loader, stages=0)
