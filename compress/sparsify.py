@@ -199,9 +199,11 @@ class _Run:
         if storage == "matrix-free":
             return MatrixFree(rows)
 
+        memory = human((4 if storage == "float32" else 2) * rows.count * self.variables.size)
+
         def progress(done: int, count: int, **info: object) -> None:
             if self.progress:
-                self.progress(number * count + done, total * count, **info)
+                self.progress(number * count + done, total * count, **info, memory=memory)
 
         matrix = collect(rows, storage, folder=Path(settings.folder) if settings.folder else None, progress=progress)
         self.facts["gradient_memory"] = human(matrix.bytes)
@@ -227,14 +229,12 @@ class _Run:
             settings.block_size,
         )
         if len(ridges) > 1 or asked == "auto":
-            # A number for α was given for the mini-batches as they are, whatever the ridge; only rates go with it.
-            ridge, rate, losses = tune(
-                stage, ridges=ridges, rates=RATES if asked == "auto" else (0.0,), near=self.tuned
-            )
-            self.tuned = (ridge, rate)
-            offset = rate * ridge if asked == "auto" else given
-            stage = replace(stage, problem=replace(stage.problem, ridge=ridge, offset=offset))
-            entry["held_out_losses"] = losses
+            rates = RATES if asked == "auto" else (0.0,)
+            found = tune(stage, ridges=ridges, rates=rates, near=self.tuned)
+            self.tuned = (found.ridge, found.rate)
+            problem = replace(stage.problem, ridge=found.ridge, offset=given + found.rate * found.ridge)
+            stage = replace(stage, problem=problem, path=found.path)
+            entry["held_out_losses"] = found.losses
         entry |= {"ridge": stage.problem.ridge, "first_order": stage.problem.offset}
         w = self.method.solve(stage, settings.solver)
         if not bool(torch.isfinite(w).all()):

@@ -92,6 +92,13 @@ class SparsifyJob:
     def __init__(self, source: Path, overrides: Mapping[str, Any], reporter: Reporter) -> None:
         self.reporter = reporter
         if source.is_dir():
+            if overrides:
+                raise UserError(
+                    "a run directory goes with its own recipe",
+                    where=str(source),
+                    why="--set changes a recipe",
+                    hint="name the recipe instead",
+                )
             run = RunDirectory.existing(source)
             self.recipe: Recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(source))
             folders = {step: run.folder(STEPS[step].folder) / PROGRAM for step in _SOURCES}

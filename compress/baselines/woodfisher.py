@@ -37,8 +37,7 @@ def surgery(stage: Stage, spans: list[slice]) -> Tensor:
     diagonal = torch.empty_like(w, dtype=torch.float64)
     inverses = []
     for span in spans:
-        index = torch.arange(span.start, span.stop, device=w.device)
-        inverse = InverseFisher(matrix if len(index) == matrix.size else matrix.restrict(index), problem.ridge)
+        inverse = InverseFisher(matrix.restrict(span), problem.ridge)
         diagonal[span] = inverse.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
         inverses.append(inverse)
     keep = stage.constraint.project((w.double() / diagonal.sqrt()).float())

@@ -41,7 +41,6 @@ def backsolve_blocks(problem: Problem, support: Tensor, variables: Variables, si
     matrix = stored(problem.matrix, "a block-diagonal Fisher")
     w = torch.zeros_like(problem.center)
     for span in block_spans(variables, size):
-        index = torch.arange(span.start, span.stop, device=w.device)
-        part = Problem(matrix.restrict(index), problem.center[span], problem.ridge, problem.offset)
+        part = Problem(matrix.restrict(span), problem.center[span], problem.ridge, problem.offset)
         w[span] = backsolve(part, support[span]).w
     return Point.at(problem, w, support)

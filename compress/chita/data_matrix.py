@@ -106,8 +106,10 @@ class StoredMatrix:
         found = self.values[:, index] if isinstance(index, slice) else self.values.index_select(1, index)
         return found.float()
 
-    def restrict(self, index: Tensor) -> StoredMatrix:
-        """The matrix of some columns only, held in memory."""
+    def restrict(self, index: Tensor | slice) -> StoredMatrix:
+        """The matrix of some columns only: a copy in memory, or for a slice a view."""
+        if isinstance(index, slice):
+            return replace(self, values=self.values[:, index])
         return replace(self, values=self.values.index_select(1, index), place="memory", _folder=None)
 
     def square_sums(self) -> Tensor:

@@ -20,13 +20,13 @@ from .constraints import Constraint
 from .problem import Problem
 from .variables import Variables
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for λ."""
 
 RATES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for α / λ: where the curvature is below λ, the step is that of gradient descent at this rate."""
 
-_FIRST = (1e-3, 1.0)
+_FIRST = (1e-5, 1.0)
 """λ and α / λ that the search begins with."""
 
 
@@ -41,6 +41,7 @@ class Stage:
         loss_of: Mean loss on held-out training samples of a network with weights [p].
         seed: Of random choices.
         block_size: Of a block-diagonal Fisher.
+        path: Its solutions on the support of the largest weights, if they are at hand.
     """
 
     problem: Problem
@@ -49,6 +50,24 @@ class Stage:
     loss_of: Callable[[Tensor], float]
     seed: int = 0
     block_size: int | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` chose.
+
+    Attributes:
+        ridge: λ.
+        rate: α / λ.
+        losses: Held-out losses of what was tried, by `"λ, α / λ"`.
+        path: The solutions on the support of the largest weights.
+    """
+
+    ridge: float
+    rate: float
+    losses: dict[str, float]
+    path: Path
 
 
 class Stream:
@@ -117,26 +136,24 @@ def tune(
     ridges: Sequence[float] = RIDGES,
     rates: Sequence[float] = RATES,
     near: tuple[float, float] | None = None,
-) -> tuple[float, float, dict[str, float]]:
+) -> Tuned:
     """The λ and α whose exact solution on the support of the largest weights has the least held-out training loss.
 
     One decomposition serves all. The search walks downhill on the grid, one coordinate at a time.
 
     Args:
-        stage: Its ridge and offset do not matter.
+        stage: Its ridge does not matter; its offset, a number, is added to every α.
         ridges: Candidates for λ, rising.
         rates: Candidates for α / λ, rising.
         near: λ and α / λ to begin with; the choice of the stage before.
-
-    Returns:
-        λ, α / λ, and the losses of what was tried.
     """
     path = Path(stage.problem, stage.constraint.project(stage.problem.center))
+    given = float(stage.problem.offset)
     losses: dict[tuple[int, int], float] = {}
 
     def loss(place: tuple[int, int]) -> float:
         if place not in losses:
-            losses[place] = stage.loss_of(path.weights(ridges[place[0]], rates[place[1]] * ridges[place[0]]))
+            losses[place] = stage.loss_of(path.weights(ridges[place[0]], given + rates[place[1]] * ridges[place[0]]))
         return losses[place]
 
     best = (_nearest(ridges, (near or _FIRST)[0]), _nearest(rates, (near or _FIRST)[1]))
@@ -147,7 +164,7 @@ def tune(
         found = min(around, key=loss, default=best)
         if loss(found) >= loss(best):
             names = {f"{ridges[i]:g}, {rates[j]:g}": round(value, 6) for (i, j), value in losses.items()}
-            return ridges[best[0]], rates[best[1]], names
+            return Tuned(ridges[best[0]], rates[best[1]], names, path)
         best = found
 
 
