@@ -210,6 +210,42 @@ def check(
 
 
 @app.command()
+def sparsify(
+    source: Source,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/NAME-sparse if not given.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero: 0.7.")] = None,
+    method: Annotated[str | None, typer.Option(help="chita++, chita, chita-bso, chita-cd, or a baseline.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M along the input channels: 2:4.", metavar="N:M")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Any other: --option samples=500", metavar="KEY=VALUE")
+    ] = None,
+    heal: Annotated[bool, typer.Option("--heal", help="Fine-tune by the recipe; zeros stay.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise by the recipe; zeros stay.")] = False,
+    set_: Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier one in the folder.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make weights zero, unstructured or N:M, and let the others make up for them."""
+    from .sparsify import run_sparsify
+    from .values import parse_pairs
+
+    named = {"sparsity": sparsity, "method": method, "pattern": pattern}
+    options = {key: value for key, value in named.items() if value is not None} | parse_pairs(option or [])
+    return run_sparsify(
+        source,
+        out,
+        options,
+        parse_pairs(set_ or []),
+        heal=heal,
+        int8=int8,
+        force=force,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
 def inspect(
     source: Annotated[Path, typer.Argument(help="Recipe, run directory, program, ranking, artifact or ONNX file.")],
     json: Json = False,
