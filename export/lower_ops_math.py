@@ -57,9 +57,9 @@ def softplus(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
 
 
 def clip(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
-    """Clamp to constant bounds; `aten.clamp`, `hardtanh`, `relu6`."""
-    low, high = (getattr(a, "min_val", None), getattr(a, "max_val", None))
-    low, high = (a.min, a.max) if hasattr(a, "min") else (low, high)
+    """Clamp to constant bounds; `aten.clamp`, `clamp_min`, `clamp_max`, `hardtanh`, `relu6`."""
+    low = getattr(a, "min_val", getattr(a, "min", None))
+    high = getattr(a, "max_val", getattr(a, "max", None))
     if hasattr(node.target, "_schema") and "relu6" in str(node.target):
         low, high = 0.0, 6.0
     if isinstance(low, fx.Node) or isinstance(high, fx.Node):
@@ -324,7 +324,7 @@ OPS: Mapping[str, OpLowering] = {
     **{name: _compare(op_type) for name, op_type in _COMPARE.items()},
     **{name: _reduce(op_type) for name, op_type in _REDUCE.items()},
     **dict.fromkeys(_MATMUL, matmul),
-    **dict.fromkeys(("hardtanh", "relu6", "clamp"), clip),
+    **dict.fromkeys(("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"), clip),
     **dict.fromkeys(("div", "truediv"), divide),
     **_EXTREMA,
     "hardsigmoid": _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
