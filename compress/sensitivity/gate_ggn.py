@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,17 @@ from .table import Sensitivity
 
 _EXACT = 32
 _DRAWS = 32
+_TEMPERATURE = 4.0
 _MOST_UNITS = 20_000
 
 
 def estimate(
-    request: Request, *, draws: int | None = None, first_order: bool = False, interactions: bool = False
+    request: Request,
+    *,
+    draws: int | None = None,
+    temperature: float | None = None,
+    first_order: bool = False,
+    interactions: bool = False,
 ) -> Sensitivity:
     """½ h_uu, with h = mean over samples of J_nᵀ H_n J_n, the Gauss-Newton matrix of the gates.
 
@@ -32,13 +39,20 @@ def estimate(
     With few outputs a sample the z are eigenvectors and the result is exact; with many they are drawn at random, for
     the same expectation.
 
+    By itself H_n is taken at temperature 4: where the outputs are a fourth of what they are. For a cross entropy it is
+    the Hessian of the distillation loss 16 KL (Hinton et al. 2015, arXiv:1503.02531), without labels. A trained network
+    is sure of its answers, so that its loss is flat but for the few samples where an answer would change; at a higher
+    temperature every change of the outputs counts, which ranks better (benchmarks/RESULTS.md). It is no rise of the
+    loss any more: the estimates are scores then. A squared error has the same Hessian at every temperature.
+
     The Hessian of a loss that is not convex in the outputs has negative directions; they count as what they are, so
     that an estimate may come out negative. The facts say how many samples have some.
 
     Args:
         request: The question.
         draws: Random vectors a sample; 0 for the exact matrix; by itself exact up to 32 outputs a sample, else 32.
-        first_order: Adds the first-order term -g_u: what is not zero away from a minimum.
+        temperature: Of the loss; 1 is the loss itself. By itself 4, or 1 with the first-order term.
+        first_order: Adds the first-order term -g_u: what is not zero away from a minimum. Needs temperature 1.
         interactions: Gives the matrix of all units with all units too.
 
     Raises:
@@ -48,6 +62,20 @@ def estimate(
     """
     if draws is not None and (isinstance(draws, bool) or not isinstance(draws, int) or draws < 0):
         raise UserError(f"draws must be a whole number, at least 0, not {draws!r}", where="rank.draws")
+    if temperature is None:
+        temperature = 1.0 if first_order else _TEMPERATURE
+    if not 0 < temperature < float("inf"):
+        raise UserError(
+            f"a temperature is a positive number, not {temperature!r}",
+            where="rank.temperature",
+            hint="1 is the loss itself, 4 what networks are often distilled at",
+        )
+    if first_order and temperature != 1:
+        raise UserError(
+            f"the first-order term is that of the loss itself, not of the loss at temperature {temperature:g}",
+            where="rank.temperature",
+            hint="leave out one of first_order and temperature, or set temperature: 1",
+        )
     units = sum(group.width for group in request.groups)
     if interactions and units > _MOST_UNITS:
         raise UserError(
@@ -56,7 +84,7 @@ def estimate(
             why=f"the matrix would have {units * units * 8 / 2**30:.0f} GiB",
             hint=f"leave them out; up to {_MOST_UNITS} units are possible",
         )
-    with gate_network(request) as network:
+    with gate_network(replace(request, temperature=temperature)) as network:
         work = _Work(network, draws, first_order, interactions)
         moments = Moments(network)
         matrix = torch.zeros(units if interactions else 0, units if interactions else 0, dtype=torch.float64)
@@ -68,9 +96,12 @@ def estimate(
                 product = (left.T @ right).double().cpu() / (2 * samples)
                 matrix += (product + product.T) / 2
         mean, error, loss = moments.finish()
-        facts = {**network.facts(loss), **work.facts()}
+        facts = {**network.facts(loss), **work.facts(), "temperature": temperature}
+        if temperature != 1:
+            del facts["mean_loss"]
         whole = _with_diagonal(gather(matrix, network.device).numpy(), mean) if interactions else None
-        return Sensitivity("gate-ggn", "loss", by_group(network, mean, error), facts, whole)
+        unit = "loss" if temperature == 1 else "score"
+        return Sensitivity("gate-ggn", unit, by_group(network, mean, error), facts, whole)
 
 
 def _with_diagonal(matrix: np.ndarray, diagonal: np.ndarray) -> np.ndarray:

@@ -199,8 +199,11 @@ def _visit(
         leaves, spec = whole.leaves, whole.spec
     else:
         leaves, spec = _outputs_in_pieces(network, batch, pieces)
-    assert network.request.loss is not None
-    out = output_loss(network.request.loss, leaves, spec, network.gated.outputs, batch.target, batch.size)
+    request = network.request
+    assert request.loss is not None
+    out = output_loss(
+        request.loss, leaves, spec, network.gated.outputs, batch.target, batch.size, temperature=request.temperature
+    )
     prepared = prepare(out, number)
     found = []
     for piece in pieces:

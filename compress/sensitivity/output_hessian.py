@@ -152,8 +152,13 @@ def output_loss(
     layouts: Sequence[SampleAxis | Refused | None],
     target: Any,
     samples: int,
+    *,
+    temperature: float = 1.0,
 ) -> OutputLoss:
     """Evaluates the loss on outputs that are cut off from the network.
+
+    At a temperature T it is evaluated where the outputs are 1/T of what they are; the Hessian there is that of
+    T² · loss(outputs / T) in the outputs.
 
     Args:
         loss: Mean loss of a batch.
@@ -162,13 +167,14 @@ def output_loss(
         layouts: Where the samples lie in each leaf.
         target: Whatever the loss takes.
         samples: Number of samples.
+        temperature: T.
 
     Raises:
         UserError: The loss fails, is no finite scalar, or does not depend on the outputs.
         UnsupportedError: It depends on an output that mixes the samples of a batch.
     """
     free = [
-        leaf.detach().requires_grad_(_differentiable(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        (leaf.detach() / temperature).requires_grad_() if _differentiable(leaf) else _detached(leaf) for leaf in leaves
     ]
     with torch.enable_grad():
         value = scalar_loss(loss, pytree.tree_unflatten(free, spec), target)
@@ -213,6 +219,10 @@ def signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> T
     """Random signs, the same on every device."""
     drawn = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
     return drawn.to(like.device, like.dtype)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _differentiable(leaf: Any) -> bool:

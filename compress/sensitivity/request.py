@@ -30,6 +30,7 @@ class Request:
         samples: At most this many samples are read.
         probes: Random vectors of a stochastic estimator.
         progress: Told how far it is.
+        temperature: The loss is evaluated where the outputs are divided by this, by the estimators that know it.
     """
 
     program: Program
@@ -39,6 +40,7 @@ class Request:
     samples: int = 512
     probes: int = 64
     progress: Progress | None = None
+    temperature: float = 1.0
 
     @property
     def groups(self) -> Sequence[Group]:

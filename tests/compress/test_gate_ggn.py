@@ -157,12 +157,12 @@ def test_exact_for_any_loss(name: str) -> None:
     loss, target = IMAGE_LOSSES[name]
     program, batches = program_of(Net(), 2, 5, 5), data(target, 2, 5, 5)
     slope, matrix = dense(program, batches, loss)
-    table = rank(program, batches, loss, method="gate-ggn", interactions=True)
+    table = rank(program, batches, loss, method="gate-ggn", temperature=1.0, interactions=True)
     np.testing.assert_allclose(vector(table), matrix.diagonal() / 2, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(table.interactions, matrix / 2, rtol=1e-9, atol=1e-12)
     assert table.unit == "loss" and table.facts["exact"] and table.facts["outputs"] == CLASSES
     assert table.facts["samples_with_negative_curvature"] == 0
-    both = rank(program, batches, loss, method="gate-ggn", first_order=True, interactions=True)
+    both = rank(program, batches, loss, method="gate-ggn", temperature=1.0, first_order=True, interactions=True)
     np.testing.assert_allclose(vector(both), matrix.diagonal() / 2 - slope, rtol=1e-9, atol=1e-12)
     assert both.interactions is not None
     np.testing.assert_allclose(both.interactions.diagonal(), vector(both))
@@ -170,13 +170,13 @@ def test_exact_for_any_loss(name: str) -> None:
 
 def test_softmax_needs_one_vector_less_than_classes() -> None:
     program, batches = program_of(Net(), 2, 5, 5), data(labels, 2, 5, 5)
-    assert rank(program, batches, F.cross_entropy, method="gate-ggn").facts["vectors"] == CLASSES - 1
+    assert rank(program, batches, F.cross_entropy, method="gate-ggn", temperature=1.0).facts["vectors"] == CLASSES - 1
 
 
 def test_tokens_with_a_mask() -> None:
     program, batches = program_of(Tokens(), 5, 4), data(token_labels, 5, 4)
     _, matrix = dense(program, batches, masked)
-    table = rank(program, batches, masked, method="gate-ggn", draws=0)
+    table = rank(program, batches, masked, method="gate-ggn", temperature=1.0, draws=0)
     np.testing.assert_allclose(vector(table), matrix.diagonal() / 2, rtol=1e-9, atol=1e-12)
 
 
@@ -191,7 +191,7 @@ def two_targets(size: int) -> tuple[Tensor, Tensor]:
 def test_several_outputs_of_which_one_is_unused() -> None:
     program, batches = program_of(Two(), 4), data(two_targets, 4)
     _, matrix = dense(program, batches, two_losses)
-    table = rank(program, batches, two_losses, method="gate-ggn")
+    table = rank(program, batches, two_losses, method="gate-ggn", temperature=1.0)
     np.testing.assert_allclose(vector(table), matrix.diagonal() / 2, rtol=1e-9, atol=1e-12)
     assert table.facts["outputs"] == CLASSES + 1
 
@@ -199,7 +199,7 @@ def test_several_outputs_of_which_one_is_unused() -> None:
 def test_negative_curvature_counts_as_what_it_is() -> None:
     program, batches = program_of(Net(), 2, 5, 5), data(labels, 2, 5, 5)
     _, matrix = dense(program, batches, focal)
-    table = rank(program, batches, focal, method="gate-ggn", interactions=True)
+    table = rank(program, batches, focal, method="gate-ggn", temperature=1.0, interactions=True)
     np.testing.assert_allclose(table.interactions, matrix / 2, rtol=1e-9, atol=1e-12)
     assert table.facts["samples_with_negative_curvature"]
 
@@ -208,7 +208,7 @@ def test_rise_is_exact_for_squared_error_behind_one_layer() -> None:
     """Outputs are linear and the loss quadratic in the gates: -g + ½ h is what removal does, to the last digit."""
     program = program_of(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, CLASSES)), 4)
     batches = data(reals, 4)
-    table = rank(program, batches, F.mse_loss, method="gate-ggn", first_order=True, interactions=True)
+    table = rank(program, batches, F.mse_loss, method="gate-ggn", temperature=1.0, first_order=True, interactions=True)
     gated = insert_gates(program)
 
     def loss_without(*units: int) -> float:
@@ -241,29 +241,31 @@ DRAWN: dict[str, tuple[nn.Module, tuple[int, ...], Callable, Callable, str]] = {
 def test_draws_agree_with_the_exact_matrix_within_their_spread(name: str) -> None:
     model, shape, loss, target, kind = DRAWN[name]
     program, batches = program_of(model, *shape), data(target, *shape)
-    exact = vector(rank(program, batches, loss, method="gate-ggn", draws=0))
-    tables = [rank(program, batches, loss, method="gate-ggn", draws=3, seed=seed) for seed in range(40)]
+    exact = vector(rank(program, batches, loss, method="gate-ggn", temperature=1.0, draws=0))
+    tables = [
+        rank(program, batches, loss, method="gate-ggn", temperature=1.0, draws=3, seed=seed) for seed in range(40)
+    ]
     assert tables[0].facts["root"] == kind and tables[0].facts["draws"] == 3 and not tables[0].facts["exact"]
     values = np.stack([vector(table) for table in tables])
     spread = values.std(0, ddof=1)
     assert (spread > 0).any()
     assert (np.abs(values.mean(0) - exact) < 4.5 * spread / np.sqrt(len(values)) + 1e-9).all()
-    again = rank(program, batches, loss, method="gate-ggn", draws=3, seed=0)
+    again = rank(program, batches, loss, method="gate-ggn", temperature=1.0, draws=3, seed=0)
     assert (vector(again) == values[0]).all()
 
 
 def test_many_outputs_are_drawn_by_themselves() -> None:
     program, batches = program_of(Tokens(8), 5, 4), data(token_labels, 5, 4, sizes=(6, 6))
-    table = rank(program, batches, masked, method="gate-ggn")
+    table = rank(program, batches, masked, method="gate-ggn", temperature=1.0)
     assert table.facts["outputs"] == 40 and table.facts["draws"] == 32
-    exact = rank(program, batches, masked, method="gate-ggn", draws=0)
+    exact = rank(program, batches, masked, method="gate-ggn", temperature=1.0, draws=0)
     assert np.corrcoef(vector(table), vector(exact))[0, 1] > 0.9
 
 
 def test_standard_error_is_that_of_the_mean_over_samples() -> None:
     program = program_of(Net(), 2, 5, 5)
     batches = data(labels, 2, 5, 5)
-    table = rank(program, batches, F.cross_entropy, method="gate-ggn")
+    table = rank(program, batches, F.cross_entropy, method="gate-ggn", temperature=1.0)
     single = [
         dense(program, [(x[i : i + 1], y[i : i + 1])], F.cross_entropy)[1].diagonal() / 2
         for x, y in batches
@@ -274,12 +276,12 @@ def test_standard_error_is_that_of_the_mean_over_samples() -> None:
 
 def test_interactions_survive_saving(tmp_path) -> None:
     program, batches = program_of(Two(), 4), data(two_targets, 4)
-    table = rank(program, batches, two_losses, method="gate-ggn", interactions=True)
+    table = rank(program, batches, two_losses, method="gate-ggn", temperature=1.0, interactions=True)
     table.save(tmp_path / "table")
     loaded = Sensitivity.load(tmp_path / "table")
     assert table.interactions is not None and loaded.interactions is not None
     assert loaded.interactions.tobytes() == table.interactions.tobytes()
-    rank(program, batches, two_losses, method="gate-ggn").save(tmp_path / "none")
+    rank(program, batches, two_losses, method="gate-ggn", temperature=1.0).save(tmp_path / "none")
     assert Sensitivity.load(tmp_path / "none").interactions is None
 
 
@@ -307,27 +309,27 @@ def broken(output: Tensor, target: Tensor) -> Tensor:
 def test_refusals(loss: Callable | None, options: dict, message: str) -> None:
     program, batches = program_of(Net(), 2, 5, 5), data(labels, 2, 5, 5)
     with pytest.raises(UserError, match=message):
-        rank(program, batches, loss, method="gate-ggn", **options)
+        rank(program, batches, loss, method="gate-ggn", temperature=1.0, **options)
 
 
 def test_a_network_that_mixes_samples_is_refused() -> None:
     model, inputs = NETS["transposed"]()
     batch = (inputs[0], torch.zeros(2, 3, 8, 8))
     with pytest.raises(UnsupportedError, match="mixes the samples"):
-        rank(capture(model, inputs), [batch], F.mse_loss, method="gate-ggn")
+        rank(capture(model, inputs), [batch], F.mse_loss, method="gate-ggn", temperature=1.0)
 
 
 def test_too_many_units_for_interactions(monkeypatch) -> None:
     monkeypatch.setattr("secateur.compress.sensitivity.gate_ggn._MOST_UNITS", 5)
     with pytest.raises(UserError, match=r"interactions of \d+ units are too many"):
-        rank(program_of(Net(), 2, 5, 5), [], F.cross_entropy, method="gate-ggn", interactions=True)
+        rank(program_of(Net(), 2, 5, 5), [], F.cross_entropy, method="gate-ggn", temperature=1.0, interactions=True)
 
 
 def test_the_program_is_left_as_it_was() -> None:
     program, batches = program_of(Net(), 2, 5, 5), data(labels, 2, 5, 5)
     program.train()
     before = {k: v.clone() for k, v in program.module().state_dict().items()}
-    rank(program, batches, F.cross_entropy, method="gate-ggn")
+    rank(program, batches, F.cross_entropy, method="gate-ggn", temperature=1.0)
     assert all(m.training for m in program.module().modules())
     assert all(p.requires_grad and p.grad is None for p in program.module().parameters())
     assert all(torch.equal(v, before[k]) for k, v in program.module().state_dict().items())
