@@ -12,6 +12,7 @@ from .compress.sensitivity.rank import check_options
 from .compress.sensitivity.verify import LEAST
 from .errors import UserError
 from .export.targets import TARGETS
+from .export.tensorrt.settings import EngineSettings
 from .factory import DataSpec
 from .gates import Gates
 
@@ -126,6 +127,7 @@ class Recipe(Section):
     plan: PlanSpec = PlanSpec()
     heal: HealSettings = HealSettings()
     quantize: QuantizeSpec = QuantizeSpec()
+    engine: EngineSettings = EngineSettings()
     gates: Gates = Gates()
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)

@@ -276,8 +276,12 @@ def _export(context: Context, folder: Path) -> dict[str, Any]:
         folder,
         target=context.target,
         baseline=context.program("capture"),
+        engine=context.recipe.engine,
+        progress=context.progress("engine"),
         facts={"cost": {"dense": _cost(context.program("capture")), "compiled": _cost(context.program("heal"))}},
     )
+    for name, why in artifact.manifest.get("engines_missing", {}).items():
+        context.reporter.note(f"no engine of {name}: {why}")
     return {"kernels": artifact.manifest["kernels"]}
 
 
@@ -316,7 +320,7 @@ _ALL = (
     Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
     Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "plan", "apply"), _heal),
     Step(6, "quantize", ("data", "loss", "metric", "target", "quantize"), ("capture", "heal"), _quantize),
-    Step(7, "export", ("target",), ("capture", "heal", "quantize"), _export),
+    Step(7, "export", ("target", "engine"), ("capture", "heal", "quantize"), _export),
     Step(8, "check", ("data", "metric", "gates", "budget"), ("export",), _check),
 )
 STEPS: Mapping[str, Step] = {step.name: step for step in _ALL}

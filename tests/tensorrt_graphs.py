@@ -315,3 +315,46 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     "no nodes": _empty,
 }
 """Graphs by name."""
+
+ILLEGAL: dict[str, str] = {
+    "no zero point": "unsigned",
+    "zero point 3": "zero point",
+    "unsigned, zero point 0": "unsigned",
+    "unsigned, zero point 128": "unsigned",
+    "unsigned weights": "unsigned",
+    "unsigned weights, zero point 0": "unsigned",
+    "weight zero point": "zero point",
+    "int16 activations": "type",
+    "int32 bias of a convolution": "INT32",
+    "int32 bias of a Gemm": "INT32",
+    "scale zero": "scale",
+    "negative scale": "scale",
+    "NaN scale": "scale",
+    "computed scale": "scale",
+    "DynamicQuantizeLinear": "operator",
+    "QLinearConv": "operator",
+    "ConvInteger": "operator",
+    "FP16 and FP32 added": "mixed types",
+    "FP16 into an FP32 convolution": "mixed types",
+    "half scales into an FP32 convolution": "mixed types",
+    "string input": "type",
+    "foreign domain": "operator",
+    "onnxruntime's domain": "operator",
+    "unknown operator": "operator",
+    "Det": "operator",
+    "Unique": "operator",
+    "no nodes": "output",
+}
+"""The rule that an illegal graph breaks; every other graph is legal."""
+
+MISREAD = {"no zero point", "unsigned, zero point 0", "foreign domain"}
+"""Graphs that the parser takes and computes something else for."""
+
+FLOAT_KERNEL = {
+    "transposed convolution",
+    "per-channel activations",
+    "weight scales along another axis",
+    "Gemm weight scales along inputs",
+    "MatMul weight scales along inputs",
+}
+"""Legal graphs with quantised weights whose layer computes on floats all the same."""

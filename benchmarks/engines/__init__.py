@@ -1,0 +1,1 @@
+"""Engines of TensorRT: networks, builds and timings for `benchmarks/tensorrt_engines.py`."""
