@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedError
 from ...export.latency import LatencyReport, make_feeds, measure
-from ...export.layer_times import Profile, time_kernels
+from ...export.layer_times import Profile, clock_for, time_kernels
 from ...export.lower import lower_program
 from ...export.ort_session import open_session
 from ...export.targets import Target
@@ -78,7 +78,7 @@ def measure_networks(
     threads: int,
     seconds: float,
 ) -> LatencyReport:
-    """Times networks side by side; the first is the baseline.
+    """Times networks side by side, with one thread by its own time; the first is the baseline.
 
     Args:
         networks: By name.
@@ -92,7 +92,9 @@ def measure_networks(
             paths[name] = Path(folder) / f"{name}.onnx"
             onnx.save(network.model, paths[name])
         inputs = _examples(next(iter(networks.values())))
-        return measure(paths, inputs, batches=batches, threads=threads, budget_seconds=seconds)
+        return measure(
+            paths, inputs, batches=batches, threads=threads, budget_seconds=seconds, clock=clock_for(threads)
+        )
 
 
 def network_profile(network: Network, *, batch: int, threads: int) -> Profile:

@@ -183,7 +183,7 @@ def _measured(attempt: Attempt, made: Sequence[Attempt], costs: Costs, budget: B
             "predicted": _share(attempt.predicted[batch]),
             "measured": _share(share.median),
             "interval": [_share(share.low), _share(share.high)],
-            "dense_us": round(share.baseline, 1),
+            "dense_us": round(float(share.baseline), 1),
             "rounds": len(made),
         }
     if budget.size is not None:
