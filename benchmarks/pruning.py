@@ -37,7 +37,9 @@ LABELS = (
     "hap, 3 probes",
     "hap, 30 probes",
     "taylor",
+    "gate-ggn, temperature 1",
     "gate-ggn",
+    "gate-ggn, augmented",
 )
 """The rankings that are compared; HAP's own code takes three probes unless told otherwise."""
 

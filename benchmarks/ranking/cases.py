@@ -56,6 +56,7 @@ def all_cases(samples: int, quick: bool) -> list[Case]:
     for data, suffix in (("calibration", ""), ("train", ", augmented")):
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("taylor", "oba", "sosp", "obd")]
         cases += [Case(f"{name}{suffix}", name, few, data=data) for name in ("gate-fisher", "gate-ggn", "ggn")]
+        cases.append(Case(f"gate-ggn, temperature 1{suffix}", "gate-ggn", {**few, "temperature": 1.0}, data=data))
         slope = {**few, "first_order": True}
         cases.append(Case(f"gate-ggn with the gradient{suffix}", "gate-ggn", slope, data=data))
         cases.append(Case(f"gate-ggn, 1 draw{suffix}", "gate-ggn", {**few, "draws": 1}, seeds, data))
