@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .passes.labels.register import register_rule
     from .passes.labels.rule import Rule
     from .passes.program import Program
+    from .passes.widths import release_widths
     from .pipeline import compile
     from .recipe_file import load_recipe
     from .sparsity import sparsify
@@ -54,6 +55,7 @@ _HOME = {
     "quantize": "api",
     "rank": "api",
     "register_rule": "passes.labels.register",
+    "release_widths": "passes.widths",
     "sparsify": "sparsity",
     "verify_ranking": "api",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "quantize",
     "rank",
     "register_rule",
+    "release_widths",
     "sparsify",
     "verify_ranking",
 ]

@@ -263,7 +263,7 @@ class Flow:
             value = self.values[source]
             for labels in value if isinstance(value, tuple) else (value,):
                 if isinstance(labels, Labels):
-                    self.freeze(labels.ids, node, reason, hint)
+                    self.freeze(labels.ids, source if node.op == "output" else node, reason, hint)
 
     def fix_parameters(self, node: fx.Node) -> None:
         """Records that no axis of the layer's own parameters and buffers may shrink."""

@@ -27,7 +27,9 @@ def flow_cat(flow: Flow, node: fx.Node) -> Labels:
         # Halves of every head, say: all parts have the other axes in common.
         sizes = [max(s) for s in zip(*(p.ids.shape for p in parts), strict=True)]
         rows = [p.ids.expand(*(p.shape[a] if a == axis else s for a, s in enumerate(sizes))) for p in parts]
-        return Labels(torch.cat(rows, axis), shape)
+        out = Labels(torch.cat(rows, axis), shape)
+        flow.rectangle(out)
+        return out
     reason = "it concatenates along an axis that has channels in some parts only"
     parts = [flow.pin(node, p, [axis], reason) for p in parts]
     # Channels on another axis: every part has the same ones. Where the joined axis itself is long does not matter.

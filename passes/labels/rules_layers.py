@@ -160,9 +160,7 @@ def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
     return flow.pin(node, labels, range(-normalised, 0), reason, _MIXED)
 
 
-_MIXED = (
-    "prune the layers between normalisations: hidden neurons, heads; or ask for widths: passes.widths.release_widths"
-)
+_MIXED = "prune the layers between normalisations: hidden neurons, heads; or secateur.release_widths(program)"
 
 
 def rewrite_layer_norm(resize: Resize, node: fx.Node) -> None:

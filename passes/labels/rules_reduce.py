@@ -15,6 +15,8 @@ REDUCE_NAMES = """mean sum amax amin prod var std all any logsumexp norm linalg_
 
 ALONG_NAMES = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort argsort logcumsumexp topk"
 
+BETWEEN = "the layers between operations that mix all channels can be pruned: hidden neurons, attention heads"
+
 NORM_NAMES = "layer_norm native_layer_norm rms_norm _fused_rms_norm"
 
 RECURRENT_NAMES = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"
@@ -38,7 +40,7 @@ def flow_reduce(flow: Flow, node: fx.Node) -> Any:
     dims = values.get("dim")
     dims = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     axes = sorted({d % rank for d in dims}) if rank else []
-    labels = flow.pin(node, labels, axes, f"{op_name_of(flow, node)} runs over its channels")
+    labels = flow.pin(node, labels, axes, f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
     if not labels.labelled:
         return unlabelled(node)
     ids = labels.ids
@@ -53,7 +55,7 @@ def flow_along(flow: Flow, node: fx.Node) -> Any:
     labels = flow.labels(node.all_input_nodes[0])
     dim = concrete(arguments(node).get("dim", -1))
     if len(labels.shape):
-        labels = flow.pin(node, labels, [dim], f"{op_name_of(flow, node)} runs over its channels")
+        labels = flow.pin(node, labels, [dim], f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
     return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
 
@@ -65,7 +67,7 @@ def flow_normalise(flow: Flow, node: fx.Node) -> Any:
         if isinstance(parameter.meta.get("val"), Tensor):
             flow.freeze(flow.labels(parameter).ids, node, f"{op_name_of(flow, node)} averages over it")
     axes = range(-len(concrete(values["normalized_shape"])), 0)
-    labels = flow.pin(node, flow.labels(source), axes, f"{op_name_of(flow, node)} averages over its channels")
+    labels = flow.pin(node, flow.labels(source), axes, f"{op_name_of(flow, node)} averages over its channels", BETWEEN)
     return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
 
@@ -103,7 +105,7 @@ def pool_rule(spatial: int) -> Rule:
 
     def flow_pool(flow: Flow, node: fx.Node) -> Any:
         labels = flow.labels(node.all_input_nodes[0])
-        labels = flow.pin(node, labels, range(-spatial, 0), f"{op_name_of(flow, node)} runs over its channels")
+        labels = flow.pin(node, labels, range(-spatial, 0), f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
         return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
     return Rule(flow_pool)

@@ -9,10 +9,10 @@ import torch
 from oracle import assert_same_function
 from torch import Tensor, nn
 
-import secateur as sc
 from secateur.errors import UnsupportedError, UserError
 from secateur.passes.capture import capture
-from secateur.passes.labels.register import all_rules
+from secateur.passes.labels.register import all_rules, register_rule
+from secateur.passes.labels.rule import Rule
 from secateur.passes.labels.table import RULES
 from secateur.passes.opnames import target_of
 from secateur.passes.program import Program
@@ -59,7 +59,7 @@ def rewrite(resize, node) -> None:
 
 @pytest.fixture
 def registered():
-    sc.register_rule(widen, sc.Rule(lambda flow, node: flow.labels(node.args[0]), rewrite))
+    register_rule(widen, Rule(lambda flow, node: flow.labels(node.args[0]), rewrite))
 
 
 def test_a_registered_operation_prunes(registered: None, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_the_table_of_the_package_stays(registered: None) -> None:
 @pytest.mark.parametrize("key", [torch.ops.secateur_tests.widen, "secateur_tests.widen", nn.Hardswish])
 def test_what_a_rule_may_be_for(key) -> None:
     rule = all_rules().get(key if isinstance(key, type) else "secateur_tests.widen")
-    sc.register_rule(key, rule or sc.Rule(lambda flow, node: flow.labels(node.args[0])))
+    register_rule(key, rule or Rule(lambda flow, node: flow.labels(node.args[0])))
 
 
 @pytest.mark.parametrize("key", ["widen", 3, nn.ReLU()])
 def test_what_a_rule_may_not_be_for(key) -> None:
     with pytest.raises(UserError, match="an operation or a class of layers"):
-        sc.register_rule(key, sc.Rule(lambda flow, node: None))
+        register_rule(key, Rule(lambda flow, node: None))
