@@ -34,7 +34,9 @@ def names_in_call(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapp
 def names_in_graph(graph: fx.Graph) -> tuple[str, ...]:
     """Names of the arguments of a captured network, in the order of `names_in_call`."""
     codegen = graph._codegen
-    return tuple(codegen.pytree_info.orig_args) if isinstance(codegen, _PyTreeCodeGen) else ()
+    if isinstance(codegen, _PyTreeCodeGen):
+        return tuple(codegen.pytree_info.orig_args)
+    return tuple(str(node.target) for node in graph.find_nodes(op="placeholder"))
 
 
 def check_axes(
@@ -105,5 +107,7 @@ def other_lengths(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str
 
         return pytree.tree_map_only(Tensor, resize, value) if name in axes else value
 
+    if not axes:
+        return tuple(args), dict(kwargs)
     values = [resized(value, name) for name, value in zip(names, [*args, *kwargs.values()], strict=True)]
     return tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
