@@ -37,6 +37,12 @@ class Artifact:
         return self.directory / MODEL_NAME
 
     @property
+    def engine(self) -> Path | None:
+        """The TensorRT engine of the model, if one was built."""
+        path = self.model.with_suffix(".plan")
+        return path if path.name in self.manifest["files"] else None
+
+    @property
     def dense(self) -> Path | None:
         """The FP32 baseline, if it was exported with one."""
         path = self.directory / DENSE_NAME

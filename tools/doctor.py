@@ -26,6 +26,8 @@ _PACKAGES = (
     "onnxruntime",
     "safetensors",
     "pydantic",
+    "tensorrt",
+    "tensorrt-rtx",
 )
 
 
@@ -54,14 +56,11 @@ def doctor(target: str | None, *, as_json: bool) -> int:
 
 def examination() -> dict[str, Any]:
     """Versions, processor, devices, and by target what it lacks."""
-    import torch
-
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "cpu": cpu_facts(),
-        "devices": {"cuda": cuda},
+        "devices": {"cuda": _cuda_devices()},
         "targets": {name: lacks(target) for name, target in TARGETS.items()},
     }
 
@@ -74,7 +73,15 @@ def lacks(target: Target) -> list[str]:
     wanted = [flag for flag in target.instruction_sets if flag in cpu_facts()["instruction_sets"]]
     if target.instruction_sets and not wanted:
         missing.append(f"the processor has none of {', '.join(target.instruction_sets)}: INT8 will be slow here")
+    if target.device == "cuda" and not _cuda_devices():
+        missing.append("there is no CUDA device: what is built here is not run here")
     return missing
+
+
+def _cuda_devices() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,6 @@
 """The verifier of legality: it agrees with the real parser and builder, and says node, module and fix."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +26,14 @@ def rtx():
 
 
 @pytest.fixture(scope="module")
-def verdicts():
+def verdicts(tmp_path_factory):
     rtx()
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    script = "import secateur.export, runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-    argv = [sys.executable, "-c", script, str(TESTS / "tensorrt_verdicts.py")]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=TESTS.parent / "docs", timeout=500)
+    # The folder of tests goes last: it has one that is called secateur.
+    script = (
+        "import secateur.export, runpy, sys; sys.path.append(sys.argv[1]); runpy.run_path(sys.argv[2], {}, '__main__')"
+    )
+    argv = [sys.executable, "-c", script, str(TESTS), str(TESTS / "tensorrt_verdicts.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("verdicts"), timeout=500)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
