@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .compress.budget import Budget
+from .compress.cost.stopwatch import OrtStopwatch
 from .compress.data import Loader, LossFn, MetricFn
 from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.heal import heal as _heal
@@ -80,14 +81,33 @@ def verify_ranking(
 
 
 def plan(
-    program: Program, table: Sensitivity, *, target: str | Target = "ort-cpu", budget: Budget, **options: Any
+    program: Program,
+    table: Sensitivity,
+    *,
+    target: str | Target = "ort-cpu",
+    budget: Budget,
+    batches: Sequence[int] = (1, 32),
+    threads: int = 1,
+    **options: Any,
 ) -> Plan:
-    """Decides how many units every group keeps, so that the budget is met at the least predicted rise of the loss.
+    """Decides how many units every group keeps, so that the budgets hold at the least predicted rise of the loss.
+
+    Args:
+        program: The program.
+        table: What `rank` returned.
+        target: Chooses the width grid, and what latency is measured with.
+        budget: Limits on latency, parameters, multiply-accumulates, size and activation memory.
+        batches: Batch sizes at which a latency budget holds.
+        threads: Threads of the runtime when latency is measured.
+        options: `floor`, `by`, `ignore`, `latency_margin`, `seconds`, `note`.
 
     Raises:
-        BudgetError: The budget cannot be met; names the nearest that can.
+        BudgetError: The budgets cannot be met; names the nearest that can.
     """
-    return _plan(program, table, target=find_target(target), budget=budget, **options)
+    chosen = find_target(target)
+    if budget.latency is not None and "stopwatch" not in options:
+        options["stopwatch"] = OrtStopwatch(chosen, batches=tuple(batches), threads=threads)
+    return _plan(program, table, target=chosen, budget=budget, **options)
 
 
 def apply(program: Program, plan: Plan | Keep, **options: Any) -> Program:

@@ -86,13 +86,22 @@ class PlanSpec(Section):
 
     Attributes:
         floor: Share of every group that is always kept.
-        by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold.
+        by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold; `milp` is exact; `auto`
+            is exact where latency, size or memory is limited, else `gain`.
         ignore: Patterns of group names that are left whole.
+        latency_margin: Share of a latency budget that is kept free, as measurements vary.
+        latency_seconds: Time for measuring layers whose times are not cached yet.
+        search_seconds: Time limit of each exact search.
+        frontier: Points of the Pareto frontier of loss and cost that are worked out beside the plan; 0 for none.
     """
 
     floor: float = Field(default=0.1, ge=0.0, le=1.0)
-    by: Literal["gain", "sensitivity"] = "gain"
+    by: Literal["auto", "milp", "gain", "sensitivity"] = "auto"
     ignore: list[str] = Field(default_factory=list)
+    latency_margin: float = Field(default=0.03, ge=0.0, lt=1.0)
+    latency_seconds: float = Field(default=45.0, gt=0.0)
+    search_seconds: float = Field(default=60.0, gt=0.0)
+    frontier: int = Field(default=0, ge=0)
 
 
 class QuantizeSpec(Section):

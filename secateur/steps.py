@@ -11,11 +11,12 @@ from typing import Any
 from . import inputs
 from .checking import check
 from .compress.cost.model import count
+from .compress.cost.stopwatch import OrtStopwatch
 from .compress.data import LossFn, MetricFn
 from .compress.heal.evaluate import evaluate
 from .compress.heal.heal import heal
 from .compress.plan import Plan
-from .compress.planner.plan import plan
+from .compress.planner.plan import plan_with_frontier
 from .compress.quantize import quantize
 from .compress.sensitivity.rank import rank
 from .compress.sensitivity.table import Sensitivity
@@ -25,6 +26,7 @@ from .export.export import export
 from .export.hashing import hash_file
 from .export.targets import TARGETS, Target
 from .factory import source_file
+from .gates import LatencyGate
 from .kept_scores import keep_table, table_key
 from .passes.program import Program
 from .passes.prune import apply
@@ -35,6 +37,7 @@ from .run_directory import STATE, RunDirectory
 
 PROGRAM = "program"
 PLAN = "plan.yaml"
+FRONTIER = "frontier.json"
 TABLE = "sensitivity.safetensors"
 VERIFICATION = "verification.json"
 
@@ -99,7 +102,7 @@ class Step:
         sections: Keys of the recipe that it reads.
         needs: Steps whose output it reads.
         run: Does it, writing into the folder given; returns facts for the manifest.
-        files: Hashes of files outside the run directory that it reads.
+        files: Hashes of files outside the run directory that it reads, and single keys of sections not its own.
         editable: Files in its folder that a person may change by hand.
         beside: Files in its folder that no other step reads.
     """
@@ -178,19 +181,44 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _plan(context: Context, folder: Path) -> dict[str, Any]:
-    spec, program = context.recipe.plan, context.program("capture")
+    spec, program, budget = context.recipe.plan, context.program("capture"), context.recipe.budget
     table = Sensitivity.load(context.run.folder(STEPS["rank"].folder) / TABLE)
-    made = plan(
+    made, found = plan_with_frontier(
+        spec.frontier,
         program,
         table,
         target=context.target,
-        budget=context.recipe.budget,
+        budget=budget,
         floor=spec.floor,
         by=spec.by,
         ignore=tuple(spec.ignore),
+        stopwatch=_stopwatch(context) if budget.latency else None,
+        latency_margin=spec.latency_margin,
+        seconds=spec.search_seconds,
+        note=context.reporter.note,
     )
+    if found is not None:
+        found.save(folder / FRONTIER)
     made.save(folder / PLAN)
-    return {}
+    return {"optimality": dict(made.optimality), **{name: dict(cost) for name, cost in made.measured.items()}}
+
+
+def _stopwatch(context: Context) -> OrtStopwatch:
+    """Measures latency as its gate will."""
+    gate = context.recipe.gates.latency or LatencyGate()
+    return OrtStopwatch(
+        context.target,
+        batches=gate.batches,
+        threads=gate.threads,
+        seconds=context.recipe.plan.latency_seconds,
+        progress=context.progress("layers timed"),
+    )
+
+
+def _latency_gate(recipe: Recipe) -> Mapping[str, str]:
+    """What a plan for a latency takes from the gate on it."""
+    gate = recipe.gates.latency or LatencyGate()
+    return {"latency gate": f"{gate.batches} {gate.threads}"} if recipe.budget.latency else {}
 
 
 def _apply(context: Context, folder: Path) -> dict[str, Any]:
@@ -316,7 +344,7 @@ def _data_files(recipe: Recipe) -> dict[str, str]:
 _ALL = (
     Step(1, "capture", ("model", "data", "metric"), (), _capture, lambda r: {**_model_files(r), **_data_files(r)}),
     Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank, beside=(VERIFICATION,)),
-    Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, editable=(PLAN,)),
+    Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, _latency_gate, (PLAN,)),
     Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
     Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "plan", "apply"), _heal),
     Step(6, "quantize", ("data", "loss", "metric", "target", "quantize"), ("capture", "heal"), _quantize),

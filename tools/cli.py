@@ -43,6 +43,7 @@ MaxDrop = Annotated[
     float | None, typer.Option("--max-accuracy-drop", help="Limit on lost accuracy, in points.", metavar="POINTS")
 ]
 MaxSize = Annotated[str | None, typer.Option(help="Limit on the artifact's size: 40% or 300kB.", metavar="AMOUNT")]
+MaxMemory = Annotated[str | None, typer.Option(help="Limit on activation memory: 15% or 64kB.", metavar="AMOUNT")]
 RequireDevice = Annotated[
     bool, typer.Option("--require-device", help="Exit with 5 if gates were skipped for want of the target's device.")
 ]
@@ -158,6 +159,33 @@ def rank(
     return run_steps(source, out, "rank", overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet)
 
 
+@app.command()
+def plan(
+    source: Source,
+    out: Out = None,
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_latency: MaxLatency = None,
+    max_size: MaxSize = None,
+    max_memory: MaxMemory = None,
+    frontier: Annotated[bool, typer.Option("--frontier", help="Also work out the frontier of loss and cost.")] = False,
+    set_: Set = None,
+    resume: Resume = False,
+    force: Force = False,
+    debug: Debug = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Decide what to remove; writes a plan that you can edit."""
+    from .commands import run_steps
+    from .frontier import POINTS
+
+    overrides = _overrides(max_macs, max_params, max_latency, None, max_size, None, set_)
+    overrides |= {"budget.memory": max_memory} if max_memory is not None else {}
+    overrides |= {"plan.frontier": POINTS} if frontier else {}
+    return run_steps(source, out, "plan", overrides, resume=resume, force=force, debug=debug, as_json=json, quiet=quiet)
+
+
 def _stage(name: str, text: str) -> None:
     """Adds the command that runs up to one step."""
 
@@ -183,7 +211,6 @@ def _stage(name: str, text: str) -> None:
     app.command(name, help=text)(stage)
 
 
-_stage("plan", "Decide what to remove; writes a plan that you can edit.")
 _stage("apply", "Remove what the plan does not keep.")
 _stage("heal", "Re-estimate batch norm and fine-tune with distillation.")
 _stage("quantize", "Put the healed network on the target's INT8 grid.")

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..pipeline import CompileResult, compile, resume
-from ..steps import PLAN, STEPS
+from ..steps import FRONTIER, PLAN, STEPS
 from .console import ConsoleReporter, stdout_console
+from .frontier import show_frontier
 from .ranking import describe_ranking, load_ranking, show_ranking
 from .summary import as_document, step_table, summary_table
 
@@ -54,6 +55,7 @@ def run_steps(
         if result.verdict is not None:
             console.print(result.verdict.table())
         if until == "plan":
+            show_frontier(console, result.directory / STEPS["plan"].folder / FRONTIER)
             console.print(f"plan: {result.directory / STEPS['plan'].folder / PLAN}", markup=False, soft_wrap=True)
         if until in {"export", "check"}:
             console.print(f"artifact: {result.artifact}", markup=False, soft_wrap=True)
