@@ -26,6 +26,7 @@ from .evaluation_only import evaluation_only
 from .functionalise import free_views, functionalise
 from .program import Program
 from .quiet import quiet
+from .regions import lay_open
 from .remodulise import remodulise
 from .shapes import batch_size, propagate, resize_batch, values_of
 from .userline import of_error
@@ -256,6 +257,7 @@ def _rebuild(
     for node in list(exported.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             exported.graph.erase_node(node)
+    lay_open(exported)
     free_views(exported.graph)
     try:
         values = values_of(exported, args, kwargs)

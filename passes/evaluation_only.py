@@ -32,6 +32,7 @@ _LAYERS = frozenset(
 """Functions that become layers whatever their training flag is."""
 _DROPOUT = {"scaled_dot_product_attention": (4, True), "multi_head_attention_forward": (10, True)}
 """Functions with dropout inside: position of its probability, and whether it is on unless `training` says otherwise."""
+_LONGEST = 200
 _UNSEEN = frozenset({"__get__", "dim", "size", "is_floating_point", "requires_grad_", "stride", "numel", "has_names"})
 
 
@@ -84,9 +85,10 @@ def evaluation_only(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
         evaluation = _run(model, args, kwargs)
         model.train()
         training = _run(model, args, kwargs)
-    except Exception:
-        # The model reads values or refuses training without targets: capture itself says so where it matters.
-        return ()
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        why = f"{type(error).__name__}: {first}"[:_LONGEST]
+        return (f"what the model does in training only could not be found out: it does not run there ({why})",)
     finally:
         for module, flag in flags:
             module.training = flag
@@ -108,10 +110,14 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 @contextmanager
 def _named(model: nn.Module, path: list[str]) -> Iterator[None]:
     """Keeps the names of the running modules in `path`."""
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda _m, _i, name=name: path.append(name)))
-        hooks.append(module.register_forward_hook(lambda _m, _i, _o: path.pop() and None, always_call=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:

@@ -47,6 +47,17 @@ def test_other_branches_are_named():
     assert note.startswith("StochasticDepth ") and note.endswith("1 and 1 more")
 
 
+def test_a_model_that_does_not_run_in_training_is_said():
+    class WantsTargets(nn.Module):
+        def forward(self, x, targets=None):
+            if self.training and targets is None:
+                raise ValueError("targets should not be none when in training mode")
+            return x * 2
+
+    (note,) = capture(WantsTargets(), torch.randn(2, 3)).notes
+    assert "could not be found out" in note and "ValueError: targets should not be none" in note
+
+
 def test_what_becomes_a_layer_is_no_loss():
     class Functional(nn.Module):
         def forward(self, x):
