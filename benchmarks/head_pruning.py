@@ -71,10 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
                     known.append(result)
                     with path.open("a") as file:
                         file.write(json.dumps(result) + "\n")
+                    (options.out / "table.md").write_text("\n".join(table(known, dense)) + "\n")
                     _say(str(result))
-    lines = table(known, dense)
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print("\n".join(table(known, dense)))
 
 
 def _ranked(program: Program, train: Any, method: str, seed: int, options: argparse.Namespace) -> Sensitivity:
