@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UserError, did_you_mean
+from ..passes.implant import check_implants
+from ..passes.implant_form import Implant
 from ..passes.labels.groups import Group
 from ..passes.program import Program
 from .cost.model import Cost
 
-ACTIONS = ("keep", "prune")
-"""What can happen to a group."""
+ACTIONS = ("keep", "prune", "implant")
+"""What can happen to a group; with `implant`, units may be removed as well."""
+
+IMPLANT_INITS = ("least-squares", "center", "zeros")
+"""Where the weights of implants come from: data, the filters that they replace, or nowhere."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class GroupPlan:
         params: Change of the parameters if only this group were cut; zero or negative.
         macs: The same for multiply-accumulates.
         reason: Why, for people.
+        implant: Units that stay but are computed by a small stand-in; None if there are none.
     """
 
     width: int
@@ -39,15 +47,26 @@ class GroupPlan:
     params: int = 0
     macs: int = 0
     reason: str = ""
+    implant: Implant | None = None
 
     @property
     def action(self) -> str:
-        """`keep` or `prune`."""
-        return "prune" if self.removed else "keep"
+        """One of `ACTIONS`."""
+        return "implant" if self.implanted else "prune" if self.removed else "keep"
+
+    @property
+    def implanted(self) -> tuple[int, ...]:
+        """Units that a stand-in computes."""
+        return self.implant.units if self.implant is not None else ()
+
+    @property
+    def whole(self) -> int:
+        """How many units keep their own filters."""
+        return self.width - len(self.removed) - len(self.implanted)
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Units that stay, ascending."""
+        """Units that stay, ascending; the implanted ones among them."""
         gone = set(self.removed)
         return tuple(unit for unit in range(self.width) if unit not in gone)
 
@@ -66,6 +85,7 @@ class Plan:
         optimality: Which search found the plan, a proven lower bound of its loss and the gap to it, if it proves one.
         measured: By cost that is not counted (latency at each batch size, size, memory): what was predicted and, for
             latency, measured on the rewritten network, as shares of the dense FP32 network.
+        implant_init: Where the weights of implants come from, one of `IMPLANT_INITS`.
         program: Fingerprint of the groups that the plan belongs to.
         dense: Cost of the whole network.
         planned: Cost of what the plan leaves.
@@ -86,6 +106,7 @@ class Plan:
     groups: Mapping[str, GroupPlan]
     seed: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    implant_init: str = "least-squares"
     optimality: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -93,11 +114,20 @@ class Plan:
         """Kept units of every group that loses some: the input of `apply` and `mask`."""
         return {name: group.kept for name, group in self.groups.items() if group.removed}
 
+    def implants(self) -> dict[str, Implant]:
+        """Implants by group name: the further input of `implant` and `mask`."""
+        return {name: group.implant for name, group in self.groups.items() if group.implant and group.implanted}
+
+    @property
+    def structural_init(self) -> str:
+        """Where the weights of implants come from before any data is seen: what `implant` and `mask` take."""
+        return "zeros" if self.implant_init == "zeros" else "center"
+
     def check(self, program: Program) -> None:
         """Checks that the plan belongs to a program.
 
         Raises:
-            UserError: Groups are missing, unknown, of another width, or frozen and yet cut.
+            UserError: Groups are missing, unknown, of another width, frozen and yet cut, or cannot have implants.
         """
         groups = {group.name: group for group in program.groups}
         hint = "plan again for this program"
@@ -129,6 +159,8 @@ class Plan:
             )
         if self.program != fingerprint(program.groups):
             raise UserError("the plan was made for another program", why="other groups are frozen now", hint=hint)
+        kept = {name: np.array(group.kept) for name, group in self.groups.items()}
+        check_implants(program, self.implants(), kept, self.structural_init)
 
     def save(self, path: str | Path) -> None:
         """Writes the YAML form; the file is replaced whole or not at all.

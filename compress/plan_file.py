@@ -13,8 +13,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ..errors import UserError, did_you_mean
+from ..passes.implant import check_form
+from ..passes.implant_form import Implant
 from .cost.model import Cost
-from .plan import ACTIONS, GroupPlan, Plan
+from .plan import ACTIONS, IMPLANT_INITS, GroupPlan, Plan
 
 FORMAT = "plan/1"
 
@@ -24,6 +26,11 @@ _HEADER = """\
 # To cut less, take units off the end of `removed`; to cut more, add some; then correct `keep` (or leave `keep` out).
 # delta_loss is predicted for removing these units, ± one standard error{unit}.
 # params and macs say what a group's cut saves if it is the only one.
+"""
+
+_IMPLANT_HEADER = """\
+#   implant: units that stay but are computed by a small stand-in instead of their own filters; keep counts the others
+# To keep an implanted unit whole, take it off `units`; to prune it, move it to `removed`; then correct `keep`.
 """
 
 _KEYS = (
@@ -36,11 +43,12 @@ _KEYS = (
     "dense",
     "planned",
     "delta_loss",
+    "implants",
     "optimality",
     "measured",
     "groups",
 )
-_GROUP_KEYS = ("action", "keep", "delta_loss", "params", "macs", "reason", "removed")
+_GROUP_KEYS = ("action", "keep", "delta_loss", "params", "macs", "reason", "implant", "removed")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -77,6 +85,7 @@ def dumps(plan: Plan) -> str:
     share = {"params": _percent(planned.params, dense.params), "macs": _percent(planned.macs, dense.macs)}
     lines = [
         _HEADER.format(unit="" if plan.unit == "loss" else "; this method gives scores, not losses")
+        + (_IMPLANT_HEADER if plan.implants() else "")
         + f"secateur: {FORMAT}",
         f"target: {_flow(plan.target)}",
         f"budget: {_flow(plan.budget)}",
@@ -86,6 +95,7 @@ def dumps(plan: Plan) -> str:
         f"dense: {{params: {dense.params}, macs: {dense.macs}}}",
         f"planned: {{params: {planned.params}, macs: {planned.macs}}}  # {share['params']} and {share['macs']}",
         f"delta_loss: {_estimate(plan.delta_loss, plan.std_error)}",
+        *([f"implants: {{init: {plan.implant_init}}}"] if plan.implants() else []),
         *([f"optimality: {_flow(plan.optimality)}"] if plan.optimality else []),
         *(["measured:"] if plan.measured else []),
         *(f"  {_flow(name)}: {_flow(found)}" for name, found in plan.measured.items()),
@@ -130,6 +140,7 @@ def loads(text: str, *, where: str = "plan") -> Plan:
         planned=_cost(raw, "planned", where),
         delta_loss=delta_loss,
         std_error=std_error,
+        implant_init=_read_init(raw.get("implants", {}), f"{where}, implants"),
         optimality=_mapping(raw.get("optimality", {}), f"{where}, optimality"),
         measured={
             str(name): _mapping(found, f"{where}, measured, {name}")
@@ -140,12 +151,15 @@ def loads(text: str, *, where: str = "plan") -> Plan:
 
 
 def _group_line(group: GroupPlan) -> str:
-    fields = [f"action: {group.action}", f"keep: {group.width - len(group.removed)}/{group.width}"]
-    if group.removed:
+    fields = [f"action: {group.action}", f"keep: {group.whole}/{group.width}"]
+    if group.removed or group.implanted:
         fields.append(f"delta_loss: {_estimate(group.delta_loss, group.std_error)}")
         fields.append(f"params: {group.params}, macs: {group.macs}")
     if group.reason:
         fields.append(f"reason: {json.dumps(group.reason, ensure_ascii=False)}")
+    if group.implant and group.implanted:
+        rank = f", rank: {group.implant.rank}" if group.implant.rank is not None else ""
+        fields.append(f"implant: {{form: {group.implant.form}{rank}, units: {list(group.implanted)}}}")
     if group.removed:
         fields.append(f"removed: {list(group.removed)}")
     return "{" + ", ".join(fields) + "}"
@@ -162,31 +176,31 @@ def _read_group(raw: Any, where: str) -> GroupPlan:
             hint=f"there is: {', '.join(ACTIONS)}",
         )
     kept, width = _read_keep(_get(line, "keep", where), where)
-    removed = line.get("removed", [])
-    if not isinstance(removed, list) or not all(isinstance(u, int) and not isinstance(u, bool) for u in removed):
-        raise UserError("removed is not a list of unit numbers", where=where, hint="removed: [3, 7, 12]")
-    outside = [u for u in removed if not 0 <= u < width]
-    if outside:
-        raise UserError(f"there is no unit {outside[0]}", where=where, why=f"units are numbered 0 to {width - 1}")
-    twice = [u for i, u in enumerate(removed) if u in removed[:i]]
-    if twice:
-        raise UserError(f"unit {twice[0]} is removed twice", where=where, hint="list every unit once")
+    removed = _read_units(line.get("removed", []), width, "removed", where)
+    implant = _read_implant(line["implant"], width, f"{where}, implant") if "implant" in line else None
+    implanted = implant.units if implant is not None else ()
+    both = set(removed) & set(implanted)
+    if both:
+        raise UserError(f"unit {min(both)} is removed and implanted", where=where, hint="list it in one of the two")
     if len(removed) == width:
         raise UserError("no unit of the group would be left", where=where, hint="keep at least one")
-    if (action == "prune") != bool(removed):
+    fitting = "implant" if implanted else "prune" if removed else "keep"
+    if action != fitting:
         raise UserError(
-            f"action: {action} contradicts removed: {removed}",
+            f"action: {action} contradicts removed: {removed}" + (f", implant: {list(implanted)}" if implanted else ""),
             where=where,
-            hint="list the units that go, or write action: keep"
-            if action == "prune"
-            else "write action: prune, or take removed away",
+            hint=f"write action: {fitting}, or "
+            + ("list the units that go" if action == "prune" else "list its units under implant: {units: [...]}")
+            if action != "keep"
+            else f"write action: {fitting}, or take {'removed' if removed else 'implant'} away",
         )
-    if kept is not None and kept != width - len(removed):
+    if kept is not None and kept != width - len(removed) - len(implanted):
         raise UserError(
-            f"keep and removed disagree: keep is {kept}/{width}, removed leaves {width - len(removed)}",
+            f"keep and removed disagree: keep is {kept}/{width}, "
+            f"removed leaves {width - len(removed) - len(implanted)}" + (" beside the implants" if implanted else ""),
             where=where,
             why=f"removed decides, and lists {len(removed)} units",
-            hint=_reconcile(kept, width, removed),
+            hint=_reconcile(kept, width, removed, len(implanted)),
         )
     delta_loss, std_error = _read_estimate(line.get("delta_loss", "0 ± 0"), where)
     return GroupPlan(
@@ -197,17 +211,59 @@ def _read_group(raw: Any, where: str) -> GroupPlan:
         params=_integer(line.get("params", 0), "params", where),
         macs=_integer(line.get("macs", 0), "macs", where),
         reason=str(line.get("reason", "")),
+        implant=implant,
     )
 
 
-def _reconcile(kept: int, width: int, removed: list[int]) -> str:
-    """What to write so that `kept` units stay."""
-    wanted = width - kept
+def _read_units(units: Any, width: int, key: str, where: str) -> list[int]:
+    """A list of distinct units of a group."""
+    if not isinstance(units, list) or not all(isinstance(u, int) and not isinstance(u, bool) for u in units):
+        raise UserError(f"{key} is not a list of unit numbers", where=where, hint=f"{key}: [3, 7, 12]")
+    outside = [u for u in units if not 0 <= u < width]
+    if outside:
+        raise UserError(f"there is no unit {outside[0]}", where=where, why=f"units are numbered 0 to {width - 1}")
+    twice = [u for i, u in enumerate(units) if u in units[:i]]
+    if twice:
+        verb = "removed" if key == "removed" else "implanted"
+        raise UserError(f"unit {twice[0]} is {verb} twice", where=where, hint="list every unit once")
+    return units
+
+
+def _read_implant(raw: Any, width: int, where: str) -> Implant:
+    line = _mapping(raw, where)
+    _no_unknown(line, ("form", "rank", "units"), where)
+    form = str(_get(line, "form", where))
+    rank = _integer(line["rank"], "rank", where) if "rank" in line else None
+    check_form(form, rank, where=where)
+    units = _read_units(_get(line, "units", where), width, "units", where)
+    if not units:
+        raise UserError("no unit is implanted", where=where, hint="list some, or take implant away")
+    return Implant(tuple(units), form, rank)
+
+
+def _read_init(raw: Any, where: str) -> str:
+    line = _mapping(raw, where)
+    _no_unknown(line, ("init",), where)
+    init = str(line.get("init", IMPLANT_INITS[0]))
+    if init not in IMPLANT_INITS:
+        raise UserError(
+            f"unknown init {init!r}{did_you_mean(init, IMPLANT_INITS)}",
+            where=where,
+            hint=f"there is: {', '.join(IMPLANT_INITS)}",
+        )
+    return init
+
+
+def _reconcile(kept: int, width: int, removed: list[int], implanted: int) -> str:
+    """What to write so that `kept` units stay whole."""
+    wanted = width - implanted - kept
     if not 0 <= wanted < width:
-        return f"keep lies between 1 and {width}"
+        return f"keep lies between {0 if implanted else 1} and {width - implanted}"
+    if wanted == 0 and implanted:
+        return f"to remove none: keep: {kept}/{width}, and no removed"
     if wanted == 0:
         return f"to keep all: action: keep, keep: {width}/{width}, and no removed"
-    as_listed = f"; or, to remove what is listed, keep: {width - len(removed)}/{width}"
+    as_listed = f"; or, to remove what is listed, keep: {width - implanted - len(removed)}/{width}"
     if wanted < len(removed):
         return f"to keep {kept}, removed: {removed[:wanted]}{as_listed}"
     return f"to keep {kept}, add {wanted - len(removed)} units to removed{as_listed}"

@@ -102,6 +102,12 @@ def implantable(program: Program, group: Group, form: str = "pointwise") -> Allo
     return order if isinstance(order, Refused) else Allowed()
 
 
+def replaced_layers(program: Program, group: Group, chosen: Implant) -> dict[str, np.ndarray] | Refused:
+    """Filters that an implant replaces, by module path; a refusal if there are none."""
+    found = _sites(program, group, chosen)
+    return found if isinstance(found, Refused) else {site.layer: site.rows for _, site in found}
+
+
 def implant(program: Program, implants: Implants, *, keep: Keep | None = None, init: str = "center") -> Implanted:
     """Removes units and puts stand-ins in the place of others; a function of its arguments alone.
 

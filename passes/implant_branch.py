@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .labels.flow import is_tensor, shape_of
 from .labels.rule import find_rule
 from .labels.rules_pointwise import flow_pointwise
-from .modulespec import container
+from .modulespec import ModuleSpec, attach, build, container, spec_of
 from .program import Program
 from .prune import sliced
 
@@ -128,18 +127,13 @@ def _copied(program: Program, link: fx.Node, branch: fx.Node, rows: np.ndarray) 
 
 def part(layer: nn.Module, rows: np.ndarray) -> nn.Module:
     """A convolution, linear or normalisation layer with some of its output channels."""
-    made = copy.copy(layer)
-    made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
-    for store in (made._parameters, made._buffers):
-        for name, tensor in store.items():
-            if isinstance(tensor, Tensor) and tensor.ndim:
-                store[name] = sliced(tensor, {0: rows})  # type: ignore[assignment]
-            elif isinstance(tensor, Tensor):
-                store[name] = tensor.clone()  # type: ignore[assignment]
-    for attribute in ("out_channels", "out_features", "num_features"):
-        if hasattr(made, attribute):
-            setattr(made, attribute, len(rows))
-    return made
+    spec = spec_of(layer)
+    assert spec is not None
+    widths = {name: len(rows) for name in ("out_channels", "out_features", "num_features") if name in spec.options}
+    made = build(ModuleSpec(spec.type, {**spec.options, **widths}))
+    for name, tensor in layer.state_dict(keep_vars=True).items():
+        attach(made, name, sliced(tensor, {0: rows}) if tensor.ndim else tensor.clone())
+    return made.train(layer.training)
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...passes.implant_form import Implants
 from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ..data import Loader, LossFn, MetricFn
@@ -45,6 +46,7 @@ def heal(
     *,
     teacher: Program | None = None,
     keep: Keep | None = None,
+    implants: Implants | None = None,
     settings: HealSettings | None = None,
     validation: Loader | None = None,
     metric: MetricFn = top1,
@@ -63,6 +65,7 @@ def heal(
         loss: Mean loss of a batch.
         teacher: Network to distil from: the dense one.
         keep: Kept units by group name, by which `program` was made from `teacher`; what reconstruction needs.
+        implants: What stands in for which units, if `program` has implants.
         settings: Of the repairs and the training.
         validation: Chooses the start and the best epoch.
         metric: One score per sample.
@@ -87,6 +90,7 @@ def heal(
         samples=samples,
         dense=teacher,
         keep=keep,
+        implants=implants,
         reconstruct_samples=settings.reconstruct_samples if settings.method != "train" else 0,
         ridge=settings.ridge,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ...passes.implant import Rows, implant
+from ...passes.implant_form import Implants
 from ...passes.labels.selection import Keep, check_keep, kept_positions
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
@@ -31,6 +32,7 @@ def reconstruct(
     loader: Loader,
     *,
     samples: int = 1024,
+    implants: Implants | None = None,
     ridge: float = 1e-3,
     tails: bool = True,
     seed: int = 0,
@@ -54,8 +56,9 @@ def reconstruct(
 
     Args:
         dense: The network before pruning.
-        smaller: `apply(dense, keep)`, or that with other weights; not changed.
+        smaller: `apply(dense, keep)`, or that with other weights, or with implants; not changed.
         keep: Kept units by group name.
+        implants: What stands in for which units. Of a stand-in of several layers, the last is refitted.
         loader: Batches; only the inputs are used.
         samples: How many samples are read at most; fewer where one value of all of them would take more than 1 GiB.
         ridge: λ over the mean diagonal of Σ x xᵀ.
@@ -67,20 +70,26 @@ def reconstruct(
         A new program. Batch-norm statistics are those of before; re-estimate them.
     """
     refitted = smaller.clone(step="reconstruct")
-    rows = _kept_outputs(dense, keep)
+    rows = implant(dense, implants, keep=keep).rows if implants else _kept_outputs(dense, keep)
+    callers = {str(node.target): node.name for node in dense.graph.find_nodes(op="call_module")}
     batches = read_batches(loader, min(samples, _affordable(dense)), dense, device_of(dense.module()))
     generator = torch.Generator().manual_seed(seed)
-    layers = [node for node in refitted.graph.nodes if refittable(refitted, node)]
+    layers = [node for node in refitted.graph.nodes if refittable(refitted, node) and _layer(rows, node) in callers]
     names = {node.name for node in dense.graph.nodes}
     found_tails = {node.name: tail_of(refitted, node) for node in layers} if tails else {}
     after = {name: [tail.other] for name, tail in found_tails.items() if tail.other in names}
     with eval_mode(dense.module()), eval_mode(refitted.module()), torch.no_grad():
         wanted, found = Lockstep(dense, batches, after), Lockstep(refitted, batches, after)
         order = {node.name: place for place, node in enumerate(schedule(refitted.graph, after))}
+        source, outputs = "", []
         for done, node in enumerate(sorted(layers, key=lambda node: order[node.name]), start=1):
-            inputs, outputs = found.inputs_of(node.name), wanted.outputs_of(node.name)
+            # A layer and the implant beside it, which comes next, are fitted to outputs of the same dense layer.
+            if _layer(rows, node) != source:
+                source = _layer(rows, node)
+                outputs = wanted.outputs_of(callers[source])
+            inputs = found.inputs_of(node.name)
             layer = refitted.graph_module.get_submodule(str(node.target))
-            kept = rows.get(str(node.target))
+            kept = rows[str(node.target)].index if str(node.target) in rows else None
 
             def remaining(values: list[Tensor], layer: Any = layer, kept: Any = kept) -> list[Tensor]:
                 if kept is None:
@@ -118,8 +127,14 @@ def refittable(program: Program, node: fx.Node) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def _kept_outputs(dense: Program, keep: Keep) -> Mapping[str, np.ndarray]:
+def _layer(rows: Mapping[str, Rows], node: fx.Node) -> str:
+    """Path of the dense layer whose outputs those of a layer are."""
+    path = str(node.target)
+    return rows[path].layer if path in rows else path
+
+
+def _kept_outputs(dense: Program, keep: Keep) -> Mapping[str, Rows]:
     """Kept output positions by module path, where a layer lost some."""
     positions = kept_positions(dense.analysis, check_keep(dense.analysis, keep))
     lost = {name.rpartition("."): axes[0] for name, axes in positions.items() if 0 in axes}
-    return {path: rows for (path, _, name), rows in lost.items() if name == "weight"}
+    return {path: Rows(path, rows) for (path, _, name), rows in lost.items() if name == "weight"}

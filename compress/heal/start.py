@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...passes.implant_form import Implants
 from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
@@ -50,6 +51,7 @@ def candidates(
     samples: int,
     dense: Program | None = None,
     keep: Keep | None = None,
+    implants: Implants | None = None,
     reconstruct_samples: int = 0,
     ridge: float = 1e-3,
 ) -> Mapping[str, Program]:
@@ -61,12 +63,15 @@ def candidates(
         samples: For batch-norm statistics.
         dense: The network before pruning; without it and `keep` nothing is reconstructed.
         keep: Kept units by group name.
+        implants: What stands in for which units.
         reconstruct_samples: Samples for the reconstruction; 0 leaves it out.
         ridge: Its strength.
     """
     found = {PRUNED: program}
-    if dense is not None and keep and reconstruct_samples:
-        found[RECONSTRUCTED] = reconstruct(dense, program, keep, train, samples=reconstruct_samples, ridge=ridge)
+    if dense is not None and (keep or implants) and reconstruct_samples:
+        found[RECONSTRUCTED] = reconstruct(
+            dense, program, keep or {}, train, implants=implants, samples=reconstruct_samples, ridge=ridge
+        )
     if any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in program.module().modules()):
         for name, result in ((PRUNED, BATCH_NORM), (RECONSTRUCTED, BOTH)):
             if name in found:
