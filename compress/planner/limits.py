@@ -114,6 +114,7 @@ class Costs:
         self.program, self.target, self.stopwatch = program, target, stopwatch
         self.model = CostModel.of(program)
         self.full = np.array([group.width for group in program.groups], dtype=np.int64)
+        self._measured: Measured | None = None
 
     @property
     def timer(self) -> Stopwatch:
@@ -156,11 +157,13 @@ class Costs:
         return memory_columns(self.program)
 
     def measure(self, widths: Sequence[np.ndarray]) -> Measured:
-        """Measures what the latency of all choices of these allowed widths depends on.
+        """Measures what the latency of all choices of these allowed widths depends on, once.
 
         Raises:
             UserError: There is no stopwatch.
         """
+        if self._measured is not None:
+            return self._measured
         batches = self.timer.batches
 
         def sizes_of(axis: Axis) -> np.ndarray:
@@ -172,7 +175,8 @@ class Costs:
         for batch in batches:
             profile = self.timer.profile(self.network, batch)
             models[batch] = latency_model(self.program, self.sites, table, profile, batch=batch)
-        return Measured(models, shares)
+        self._measured = Measured(models, shares)
+        return self._measured
 
     def limits(
         self, budget: Budget, models: Mapping[int, LatencyModel], measured: Measured | None, margin: float

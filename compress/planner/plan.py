@@ -95,6 +95,8 @@ def plan_with_frontier(
     stopwatch: Stopwatch | None = None,
     latency_margin: float = MARGIN,
     seconds: float = TIME_LIMIT,
+    part: float = 1.0,
+    costs: Costs | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Plan, Frontier | None]:
     """`plan`, and the Pareto frontier of predicted loss and the first budget around it.
@@ -111,14 +113,16 @@ def plan_with_frontier(
         stopwatch: See `plan`.
         latency_margin: See `plan`.
         seconds: See `plan`.
+        part: Share of the way to the budget that this plan goes; see `stages`.
+        costs: From an earlier plan of the program with the same width grid, so that they are measured once.
         note: See `plan`.
     """
     _check_arguments(by, floor, latency_margin)
     _check_budget(budget)
-    costs = Costs(program, target, stopwatch)
+    costs = costs or Costs(program, target, stopwatch)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None))
-    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=latency_margin, note=note)
+    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=latency_margin, part=part, note=note)
     attempt = best(made)
     settings = {"by": by, "floor": floor, "ignore": list(ignore)}
     document = _document(attempt, made, costs, sensitivity, budget, settings)

@@ -63,6 +63,7 @@ def attempts(
     by: str,
     seconds: float,
     margin: float,
+    part: float,
     note: Callable[[str], None],
 ) -> tuple[Attempt, ...]:
     """Plans, and where latency is limited measures and plans again; the last attempt but for those worse is the plan.
@@ -74,14 +75,16 @@ def attempts(
         by: Name of the search.
         seconds: Time limit of each search.
         margin: Share of a latency budget that is kept free.
+        part: Share of the way from the whole network's costs to the limits; only at 1 is the plan measured.
         note: Told what was measured.
 
     Raises:
         BudgetError: The budgets cannot be met.
     """
-    if budget.latency is None:
-        limits = costs.limits(budget, {}, None, 0.0)
-        problem = _problem(choices, limits)
+    if budget.latency is None or part < 1.0:
+        known = costs.measure([choice.widths for choice in choices]) if budget.latency is not None else None
+        limits = costs.limits(budget, known.models if known else {}, known, margin)
+        problem = _partial(_problem(choices, limits), part)
         return (Attempt(problem, limits, _solve(problem, limits, by, seconds), {}, {}),)
     measured = costs.measure([choice.widths for choice in choices])
     models, made = dict(measured.models), []
@@ -207,6 +210,14 @@ def _strike(choices: tuple[Choice, ...], group: int, position: int) -> tuple[Cho
 
 def _problem(choices: tuple[Choice, ...], limits: tuple[Limit, ...]) -> Problem:
     return Problem(choices, tuple(limit.column for limit in limits), np.array([limit.bound for limit in limits]))
+
+
+def _partial(problem: Problem, part: float) -> Problem:
+    """The problem with limits that are only a part of the way from the costs at full width."""
+    whole = problem.costs(np.zeros((1, len(problem.choices)), dtype=np.int64))[0]
+    return replace(
+        problem, limits=np.where(whole > problem.limits, whole + part * (problem.limits - whole), problem.limits)
+    )
 
 
 def _solve(problem: Problem, limits: tuple[Limit, ...], by: str, seconds: float) -> Solution:

@@ -14,9 +14,11 @@ from torch import nn
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
 from secateur.compress.cost.whole import integer_network
+from secateur.compress.planner.limits import Costs
 from secateur.compress.planner.order import removal_order
 from secateur.compress.planner.plan import plan, plan_with_frontier
 from secateur.compress.planner.rounds import MOST_ROUNDS, TOLERANCE
+from secateur.compress.planner.stages import plan_in_stages
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import BudgetError, UserError
 from secateur.export.targets import ORT_CPU
@@ -309,3 +311,53 @@ def test_a_plan_says_the_joint_rise_of_what_it_removes():
         gone += [start + unit for unit in made.groups[name].removed]
         start += len(group.delta_loss)
     assert made.delta_loss == pytest.approx(quadratic(matrix, gone), rel=1e-2)
+
+
+def part_maker(budget, **options):
+    """Plans parts of a cut, as the pipeline does."""
+    costs = Costs(captured(), ORT_CPU, FakeStopwatch())
+
+    def make_part(table, part):
+        given = {"target": ORT_CPU, "budget": budget, "costs": costs, "stopwatch": costs.stopwatch, **options}
+        return plan_with_frontier(0, captured(), table, part=part, latency_margin=0.0, **given)[0]
+
+    return make_part
+
+
+@pytest.mark.parametrize("budget", [{"macs": "40%"}, {"latency": "25%"}])
+def test_one_stage_is_an_ordinary_plan(budget):
+    staged = plan_in_stages(captured(), scores(), part_maker(Budget(**budget)), None, stages=1)
+    made, _ = make(budget=Budget(**budget))
+    assert staged.plan.keep() == made.keep() and staged.plan.delta_loss == pytest.approx(made.delta_loss, rel=1e-2)
+
+
+@pytest.mark.parametrize("budget", [{"macs": "40%"}, {"latency": "25%"}])
+def test_later_stages_follow_the_later_rankings(budget):
+    asked, notes = [], []
+
+    def rank_again(program):
+        """What is left, ranked the other way round."""
+        asked.append(count(program).macs)
+        groups = {}
+        for group in program.groups:
+            if group.frozen is None:
+                values = 1.0 + np.arange(group.width)[::-1] + 100.0 * len(asked)
+                groups[group.name] = Scores(values, np.zeros(group.width))
+        return Sensitivity("x", "loss", groups, {})
+
+    table = scores(like=1.0)
+    staged = plan_in_stages(captured(), table, part_maker(Budget(**budget)), rank_again, stages=3, note=notes.append)
+    made = staged.plan
+    assert len(asked) == len(notes) == 2 and asked[0] > asked[1] > made.planned.macs
+    assert made.settings["stages"] == 3 and len(staged.stages) == 3
+    if "macs" in budget:
+        assert made.planned.macs <= 0.4 * made.dense.macs
+    else:
+        assert share_of(made, FakeStopwatch()) <= 0.25 + 1e-9
+    # Units of the first stage cost 1 each, those of the later ones more than 100 and 200.
+    rises = [stage["delta_loss"] for stage in staged.stages]
+    assert rises == sorted(rises) and rises[0] < 100 < rises[1]
+    assert made.delta_loss == pytest.approx(sum(line.delta_loss for line in made.groups.values()), rel=1e-2)
+    # Within a group, what went first is listed first.
+    first = plan_in_stages(captured(), table, part_maker(Budget(**budget)), rank_again, stages=3).plan
+    assert first.keep() == made.keep()
