@@ -61,18 +61,20 @@ def library(*, loads=True, fail=False):
     class Module:  # hashable: the logger of a library is remembered by its module
         ILogger = Logger
         Runtime = staticmethod(lambda log: runtime)
+        context: Context
         TensorIOMode = SimpleNamespace(INPUT="in")
 
+    Module.context = context
     return Library("stand-in", "1.0", Module)
 
 
 class HostPlace:
-    """This processor's memory; a clock that counts."""
+    """This processor's memory; a clock that counts. With a context, work is captured with its buffers, as in graphs."""
 
     handle = 7
 
-    def __init__(self, captures=True):
-        self.captures, self.runs = captures, 0
+    def __init__(self, context=None):
+        self.context, self.runs = context, 0
 
     def empty(self, shape, dtype):
         return torch.empty(shape, dtype=dtype)
@@ -84,7 +86,17 @@ class HostPlace:
         return value.clone()
 
     def capture(self, work):
-        return work if self.captures else None
+        if self.context is None:
+            return None
+        context, shape, address = self.context, self.context.shape, dict(self.context.address)
+
+        def replay():
+            now = context.shape, context.address
+            context.shape, context.address = shape, address
+            work()
+            context.shape, context.address = now
+
+        return replay
 
     def milliseconds(self, work):
         work()
@@ -139,8 +151,8 @@ def test_an_engine_that_fails_or_does_not_load_is_an_error():
 
 @pytest.mark.parametrize("captures", [True, False])
 def test_its_own_clock_times_what_the_device_holds(captures):
-    place = HostPlace(captures)
-    opened = EngineSession(library(), b"plan", place)
+    stand_in = library()
+    opened = EngineSession(stand_in, b"plan", HostPlace(stand_in.module.context if captures else None))
     feeds = make_feeds(opened, 2, {})
     assert feeds["x"].shape == (2, 3) and feeds["x"].dtype == np.float32
     assert [milliseconds(opened, feeds) for _ in range(3)] == [1.0, 2.0, 3.0]
