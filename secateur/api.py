@@ -13,6 +13,8 @@ from .compress.data import Loader, LossFn, MetricFn
 from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.heal import heal as _heal
 from .compress.heal.settings import HealSettings, TrainSettings
+from .compress.implants.apply import apply_plan as _apply_plan
+from .compress.implants.fit import fit_implants as _fit_implants
 from .compress.plan import Plan
 from .compress.planner.plan import plan as _plan
 from .compress.quantize import quantize as _quantize
@@ -29,19 +31,26 @@ from .passes.prune import apply as _apply
 Keep = Mapping[str, Sequence[int]]
 
 
-def capture(model: nn.Module, example_inputs: Any, *, example_kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> Program:
     """Captures a model as a program; the model itself is not touched.
 
     Args:
         model: A trained model.
         example_inputs: A tensor, a tuple of positional inputs or a dict of keyword inputs; batch in axis 0.
         example_kwargs: Further keyword inputs.
+        dynamic: Axes besides the batch that may change their length, by argument: `{"input_ids": [1]}`.
 
     Raises:
         UnsupportedError: `torch.export` cannot capture it.
         UserError: A weight is NaN or infinite.
     """
-    return _capture(model, example_inputs, example_kwargs=example_kwargs)
+    return _capture(model, example_inputs, example_kwargs=example_kwargs, dynamic=dynamic)
 
 
 def rank(
@@ -111,19 +120,40 @@ def plan(
 
 
 def apply(program: Program, plan: Plan | Keep, **options: Any) -> Program:
-    """Removes what the plan does not keep; a pure function of the two.
+    """Removes what the plan does not keep, and puts its implants in place; a pure function of the two.
+
+    Implants start with what the filters themselves say (or with zeros); `fit_implants` fits them to data.
 
     Args:
         program: The program.
         plan: A plan, or the kept units by group name.
         options: `allow_unchanged` accepts a plan that removes nothing.
     """
-    return _apply(program, _keep(program, plan), **options)
+    if isinstance(plan, Plan):
+        plan.check(program)
+        return _apply_plan(program, plan, **options).program
+    return _apply(program, plan, **options)
+
+
+def fit_implants(program: Program, plan: Plan, loader: Loader, **options: Any) -> Program:
+    """As `apply`, with the plan's implants fitted by least squares to what their filters compute on data.
+
+    Args:
+        program: The program.
+        plan: A plan with implants.
+        loader: Batches; only the inputs are used.
+        options: `samples`, `ridge`, `seed`, `progress`.
+    """
+    plan.check(program)
+    return _fit_implants(program, _apply_plan(program, plan, allow_unchanged=True), loader, **options)
 
 
 def mask(program: Program, plan: Plan | Keep) -> Program:
-    """Silences what the plan does not keep, at full size: the oracle of `apply`."""
-    return _mask(program, _keep(program, plan))
+    """Silences what the plan does not keep and replaces implanted filters, at full size: the oracle of `apply`."""
+    if isinstance(plan, Plan):
+        plan.check(program)
+        return _mask(program, plan.keep(), implants=plan.implants(), init=plan.structural_init)
+    return _mask(program, plan)
 
 
 def heal(
@@ -157,6 +187,7 @@ def heal(
         loss or cross_entropy,
         teacher=teacher,
         keep=plan.keep() if plan is not None else None,
+        implants=plan.implants() if plan is not None else None,
         settings=HealSettings(**settings),
         validation=validation,
         metric=metric,
@@ -196,10 +227,3 @@ def quantize(
         **options,
     )
     return result.program
-
-
-def _keep(program: Program, plan: Plan | Keep) -> Keep:
-    if isinstance(plan, Plan):
-        plan.check(program)
-        return plan.keep()
-    return plan

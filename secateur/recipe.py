@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .compress.budget import Budget
+from .compress.chita.structured_settings import StructuredSettings
 from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.sensitivity.rank import check_options
 from .compress.sensitivity.verify import LEAST
@@ -88,20 +89,33 @@ class PlanSpec(Section):
         floor: Share of every group that is always kept.
         by: `gain` weighs predicted loss against cost; `sensitivity` is HAP's global threshold; `milp` is exact; `auto`
             is exact where latency, size or memory is limited, else `gain`.
+            `structured-chita` chooses jointly, from data.
         ignore: Patterns of group names that are left whole.
         latency_margin: Share of a latency budget that is kept free, as measurements vary.
         latency_seconds: Time for measuring layers whose times are not cached yet.
         search_seconds: Time limit of each exact search.
         frontier: Points of the Pareto frontier of loss and cost that are worked out beside the plan; 0 for none.
+        stages: The cut is made in so many parts, and what is left is ranked again after each.
+        implant: Form of the implants: small stand-ins for the most sensitive of the units that would be pruned.
+        ni_ratio: Share of the units that would be pruned that get an implant.
+        implant_rank: Rank of the forms low-rank, separable and tucker; null chooses one.
+        implant_init: Where the weights of implants come from: fitted to data, the filters' own, or zero.
+        structured: Settings of `structured-chita`.
     """
 
     floor: float = Field(default=0.1, ge=0.0, le=1.0)
-    by: Literal["auto", "milp", "gain", "sensitivity"] = "auto"
+    by: Literal["auto", "milp", "gain", "sensitivity", "structured-chita"] = "auto"
     ignore: list[str] = Field(default_factory=list)
     latency_margin: float = Field(default=0.03, ge=0.0, lt=1.0)
     latency_seconds: float = Field(default=45.0, gt=0.0)
     search_seconds: float = Field(default=60.0, gt=0.0)
     frontier: int = Field(default=0, ge=0)
+    stages: int = Field(default=1, ge=1, le=20)
+    implant: Literal["none", "pointwise", "low-rank", "separable", "tucker", "center"] = "none"
+    ni_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    implant_rank: int | None = Field(default=None, ge=1)
+    implant_init: Literal["least-squares", "center", "zeros"] = "least-squares"
+    structured: StructuredSettings = StructuredSettings()
 
 
 class QuantizeSpec(Section):

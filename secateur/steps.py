@@ -11,12 +11,11 @@ from typing import Any
 from . import inputs
 from .checking import check
 from .compress.cost.model import count
-from .compress.cost.stopwatch import OrtStopwatch
 from .compress.data import LossFn, MetricFn
 from .compress.heal.evaluate import evaluate
 from .compress.heal.heal import heal
+from .compress.implants.apply import apply_and_fit
 from .compress.plan import Plan
-from .compress.planner.plan import plan_with_frontier
 from .compress.quantize import quantize
 from .compress.sensitivity.rank import rank
 from .compress.sensitivity.table import Sensitivity
@@ -26,18 +25,15 @@ from .export.export import export
 from .export.hashing import hash_file
 from .export.targets import TARGETS, Target
 from .factory import source_file
-from .gates import LatencyGate
 from .kept_scores import keep_table, table_key
 from .passes.program import Program
-from .passes.prune import apply
 from .passes.verify import verify
+from .plan_step import PLAN, make_plan, plan_inputs
 from .progress import Reporter
 from .recipe import Recipe
 from .run_directory import STATE, RunDirectory
 
 PROGRAM = "program"
-PLAN = "plan.yaml"
-FRONTIER = "frontier.json"
 TABLE = "sensitivity.safetensors"
 VERIFICATION = "verification.json"
 
@@ -150,17 +146,7 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
     if keep_table(context.run, STEPS["rank"].folder, TABLE, key, folder):
         context.reporter.note("the scores are kept; only their verification is another")
     else:
-        rank(
-            program,
-            context.data.calibration,
-            context.loss,
-            method=spec.method,
-            samples=spec.samples,
-            probes=spec.probes,
-            seed=context.recipe.seed,
-            progress=context.progress("rank"),
-            **spec.options,
-        ).save(folder / TABLE)
+        _ranking(context, program).save(folder / TABLE)
     table = Sensitivity.load(folder / TABLE)
     facts = {"method": table.method, "unit": table.unit, **table.facts, **spec.options, "table_key": key}
     if not spec.verify:
@@ -180,45 +166,25 @@ def _rank(context: Context, folder: Path) -> dict[str, Any]:
     return {**facts, "verification": verification.summary()}
 
 
-def _plan(context: Context, folder: Path) -> dict[str, Any]:
-    spec, program, budget = context.recipe.plan, context.program("capture"), context.recipe.budget
-    table = Sensitivity.load(context.run.folder(STEPS["rank"].folder) / TABLE)
-    made, found = plan_with_frontier(
-        spec.frontier,
+def _ranking(context: Context, program: Program) -> Sensitivity:
+    """Ranks a program as the recipe says."""
+    spec = context.recipe.rank
+    return rank(
         program,
-        table,
-        target=context.target,
-        budget=budget,
-        floor=spec.floor,
-        by=spec.by,
-        ignore=tuple(spec.ignore),
-        stopwatch=_stopwatch(context) if budget.latency else None,
-        latency_margin=spec.latency_margin,
-        seconds=spec.search_seconds,
-        note=context.reporter.note,
-    )
-    if found is not None:
-        found.save(folder / FRONTIER)
-    made.save(folder / PLAN)
-    return {"optimality": dict(made.optimality), **{name: dict(cost) for name, cost in made.measured.items()}}
-
-
-def _stopwatch(context: Context) -> OrtStopwatch:
-    """Measures latency as its gate will."""
-    gate = context.recipe.gates.latency or LatencyGate()
-    return OrtStopwatch(
-        context.target,
-        batches=gate.batches,
-        threads=gate.threads,
-        seconds=context.recipe.plan.latency_seconds,
-        progress=context.progress("layers timed"),
+        context.data.calibration,
+        context.loss,
+        method=spec.method,
+        samples=spec.samples,
+        probes=spec.probes,
+        seed=context.recipe.seed,
+        progress=context.progress("rank"),
+        **spec.options,
     )
 
 
-def _latency_gate(recipe: Recipe) -> Mapping[str, str]:
-    """What a plan for a latency takes from the gate on it."""
-    gate = recipe.gates.latency or LatencyGate()
-    return {"latency gate": f"{gate.batches} {gate.threads}"} if recipe.budget.latency else {}
+def _plan(context: Context, folder: Path) -> dict[str, Any]:
+    program, scores = context.program("capture"), context.run.folder(STEPS["rank"].folder) / TABLE
+    return make_plan(context, program, scores, folder, rank_again=lambda smaller: _ranking(context, smaller))
 
 
 def _apply(context: Context, folder: Path) -> dict[str, Any]:
@@ -227,9 +193,11 @@ def _apply(context: Context, folder: Path) -> dict[str, Any]:
     chosen.check(dense)
     for sentence in plan_of(context.run)[1]:
         context.reporter.note(sentence)
-    smaller = apply(dense, chosen.keep(), allow_unchanged=True)
-    context.keep(smaller, folder)
-    return {"cost": _cost(smaller), "score": context.score(smaller)}
+    made = apply_and_fit(dense, chosen, context.data.calibration, progress=context.progress("implants"))
+    context.keep(made.program, folder)
+    implants = {s.rows.layer: {"form": s.form, "filters": len(s.rows.index)} for s in made.stand_ins}
+    facts = {"implants": {"init": chosen.implant_init, "layers": implants}} if implants else {}
+    return {"cost": _cost(made.program), "score": context.score(made.program), **facts}
 
 
 def plan_of(run: RunDirectory) -> tuple[Plan, tuple[str, ...]]:
@@ -241,12 +209,14 @@ def plan_of(run: RunDirectory) -> tuple[Plan, tuple[str, ...]]:
 
 
 def _heal(context: Context, folder: Path) -> dict[str, Any]:
+    chosen = Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN)
     result = heal(
         context.program("apply"),
         context.data.train,
         context.loss,
         teacher=context.program("capture"),
-        keep=Plan.load(context.run.folder(STEPS["plan"].folder) / PLAN).keep(),
+        keep=chosen.keep(),
+        implants=chosen.implants(),
         settings=context.recipe.heal,
         validation=context.data.validation,
         metric=context.metric,
@@ -344,7 +314,7 @@ def _data_files(recipe: Recipe) -> dict[str, str]:
 _ALL = (
     Step(1, "capture", ("model", "data", "metric"), (), _capture, lambda r: {**_model_files(r), **_data_files(r)}),
     Step(2, "rank", ("data", "loss", "rank"), ("capture",), _rank, beside=(VERIFICATION,)),
-    Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, _latency_gate, (PLAN,)),
+    Step(3, "plan", ("budget", "target", "plan"), ("capture", "rank"), _plan, plan_inputs, (PLAN,)),
     Step(4, "apply", ("data", "metric"), ("capture", "plan"), _apply),
     Step(5, "heal", ("data", "loss", "metric", "heal"), ("capture", "plan", "apply"), _heal),
     Step(6, "quantize", ("data", "loss", "metric", "target", "quantize"), ("capture", "heal"), _quantize),

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..pipeline import CompileResult, compile, resume
-from ..steps import FRONTIER, PLAN, STEPS
+from ..plan_step import FRONTIER
+from ..steps import PLAN, STEPS
 from .console import ConsoleReporter, stdout_console
 from .frontier import show_frontier
 from .ranking import describe_ranking, load_ranking, show_ranking

@@ -69,3 +69,15 @@ def test_budgets_that_cannot_be_met_exit_with_3_and_name_those_that_can(tmp_path
     code, out, err = secateur("plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", *flags)
     assert code == ExitCode.GATE and not out
     assert "cannot be met" in err and "--max-size" in err and "--max-memory" in err
+
+
+def test_a_plan_in_stages_ranks_again_and_says_what_it_cost(tmp_path):
+    code, out, err = secateur(
+        "plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", "--set", "plan.stages=2", "--json"
+    )
+    assert code == ExitCode.OK, err
+    stages = json.loads(out)["steps"]["plan"]["stages"]
+    assert len(stages) == 2 and stages[0]["seconds"] >= 0
+    assert "stage 1 of 2" in err and "ranked again" in err
+    made = Plan.load(tmp_path / "run" / "03-plan" / "plan.yaml")
+    assert made.settings["stages"] == 2 and made.planned.macs <= 0.6 * made.dense.macs

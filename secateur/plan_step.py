@@ -1,0 +1,144 @@
+"""The step `plan`: what the recipe says about it, handed to the planner that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .compress.budget import Budget
+from .compress.chita.structured import structured_chita
+from .compress.cost.stopwatch import OrtStopwatch
+from .compress.implants.select import plan_within
+from .compress.plan import Plan
+from .compress.planner.limits import Costs
+from .compress.planner.plan import plan_with_frontier
+from .compress.planner.stages import plan_in_stages
+from .compress.sensitivity.table import Sensitivity
+from .gates import LatencyGate
+from .passes.program import Program
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .steps import Context
+
+PLAN = "plan.yaml"
+FRONTIER = "frontier.json"
+
+
+def make_plan(
+    context: Context,
+    program: Program,
+    scores: Path,
+    folder: Path,
+    *,
+    rank_again: Callable[[Program], Sensitivity],
+) -> dict[str, Any]:
+    """Plans as the recipe says.
+
+    Args:
+        context: What the steps share.
+        program: The captured program.
+        scores: File of its ranking.
+        folder: Where the plan, and the frontier if it is asked for, are written.
+        rank_again: Ranks a smaller program, for plans in stages.
+
+    Returns:
+        Facts for the manifest.
+    """
+    spec, budget = context.recipe.plan, context.recipe.budget
+    if spec.by == "structured-chita":
+        joint = _plan_jointly(context, program)
+        joint.save(folder / PLAN)
+        return {"delta_loss": joint.delta_loss}
+    table = Sensitivity.load(scores)
+    options: dict[str, Any] = {
+        "target": context.target,
+        "floor": spec.floor,
+        "by": spec.by,
+        "ignore": tuple(spec.ignore),
+        "stopwatch": _stopwatch(context) if budget.latency else None,
+        "latency_margin": spec.latency_margin,
+        "seconds": spec.search_seconds,
+        "note": context.reporter.note,
+    }
+
+    facts: dict[str, Any] = {}
+
+    def make(within: Budget) -> Plan:
+        costs = Costs(program, context.target, options["stopwatch"])
+
+        def part_of(scores: Sensitivity, part: float) -> Plan:
+            points = spec.frontier if part == 1.0 else 0
+            plan, found = plan_with_frontier(points, program, scores, budget=within, part=part, costs=costs, **options)
+            if found is not None:
+                found.save(folder / FRONTIER)
+            return plan
+
+        if spec.stages == 1:
+            return part_of(table, 1.0)
+        staged = plan_in_stages(program, table, part_of, rank_again, stages=spec.stages, note=context.reporter.note)
+        facts["stages"] = list(staged.stages)
+        return staged.plan
+
+    if spec.implant == "none":
+        made = make(budget)
+    else:
+        made = plan_within(
+            make,
+            program,
+            table,
+            budget,
+            form=spec.implant,
+            ni_ratio=spec.ni_ratio,
+            rank=spec.implant_rank,
+            init=spec.implant_init,
+        )
+    made.save(folder / PLAN)
+    measured = {name: dict(cost) for name, cost in made.measured.items()}
+    return {"optimality": dict(made.optimality), **facts, **measured}
+
+
+def plan_inputs(recipe: Recipe) -> Mapping[str, str]:
+    """What a plan takes from sections that are not its own."""
+    if recipe.plan.by != "structured-chita":
+        return _latency_gate(recipe)
+    return {**_latency_gate(recipe), "data": recipe.data.model_dump_json(), "loss": recipe.loss}
+
+
+def _plan_jointly(context: Context, program: Program) -> Plan:
+    """The plan of structured-chita: from the data, not from the ranking."""
+    spec, budget = context.recipe.plan, context.recipe.budget
+    found = structured_chita(
+        program,
+        context.data.calibration,
+        context.loss,
+        target=context.target,
+        budget=budget,
+        floor=spec.floor,
+        ignore=tuple(spec.ignore),
+        stopwatch=_stopwatch(context) if budget.latency else None,
+        latency_margin=spec.latency_margin,
+        seed=context.recipe.seed,
+        progress=context.progress("stages"),
+        **spec.structured.model_dump(),
+    )
+    return found.plan
+
+
+def _stopwatch(context: Context) -> OrtStopwatch:
+    """Measures latency as its gate will."""
+    gate = context.recipe.gates.latency or LatencyGate()
+    return OrtStopwatch(
+        context.target,
+        batches=gate.batches,
+        threads=gate.threads,
+        seconds=context.recipe.plan.latency_seconds,
+        progress=context.progress("layers timed"),
+    )
+
+
+def _latency_gate(recipe: Recipe) -> Mapping[str, str]:
+    """What a plan for a latency takes from the gate on it."""
+    gate = recipe.gates.latency or LatencyGate()
+    return {"latency gate": f"{gate.batches} {gate.threads}"} if recipe.budget.latency else {}
