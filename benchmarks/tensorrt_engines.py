@@ -64,14 +64,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print_builds(rows: list[Row]) -> None:
-    print("| network | precision | ONNX kB | engine kB | build s | INT8 layers | file against program |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("| network | precision | ONNX kB | engine kB | build s | CPU s | INT8 layers | file against program |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         sizes = f"{row.onnx_bytes / 1000:,.0f} | {row.plan_bytes / 1000:,.0f}"
-        print(
-            f"| {row.network} | {row.precision} | {sizes} | {row.seconds:.2f} | {row.integer} of {row.total} "
-            f"| {row.error:.1e} |"
-        )
+        times = f"{row.seconds:.2f} | {row.cpu_seconds:.2f}"
+        layers = f"{row.integer} of {row.total}"
+        print(f"| {row.network} | {row.precision} | {sizes} | {times} | {layers} | {row.error:.1e} |")
     print("\nLayers of the INT8 engines that are not INT8:\n")
     for row in rows:
         for reason, count in row.float_reasons.items():

@@ -36,6 +36,7 @@ class Row:
         onnx_bytes: Size of the ONNX file.
         plan_bytes: Size of the engine.
         seconds: Time of the build.
+        cpu_seconds: Time that the processor spent on it.
         integer: Convolutions and matrix products on INT8.
         total: All convolutions and matrix products.
         error: Root mean square difference of the file's outputs on the CPU from the program's, relative to their
@@ -49,6 +50,7 @@ class Row:
     onnx_bytes: int
     plan_bytes: int
     seconds: float
+    cpu_seconds: float
     integer: int
     total: int
     error: float
@@ -94,6 +96,7 @@ def build_all(network: Network, library: Library, settings: EngineSettings, fold
                 path.stat().st_size,
                 facts["bytes"],
                 facts["seconds"],
+                facts["cpu_seconds"],
                 found["integer"],
                 found["total"],
                 _difference(form, path, network.inputs(2)),

@@ -32,7 +32,8 @@ class BuiltEngine:
     Attributes:
         plan: The engine, as the library, trtexec and Polygraphy read it.
         key: What it depends on.
-        seconds: Time of the build, parsing included.
+        seconds: Time of the build, verifier and parser included.
+        cpu_seconds: Time that the processor spent on it, in all threads: what counts on a machine with other work.
         log: What the library said.
         warnings: Its warnings, once each.
         precision: Which layers are integer.
@@ -41,6 +42,7 @@ class BuiltEngine:
     plan: bytes
     key: EngineKey
     seconds: float
+    cpu_seconds: float
     log: str
     warnings: tuple[str, ...]
     precision: PrecisionReport
@@ -70,7 +72,7 @@ def build_engine(
         UserError: The settings do not fit the network.
         EnvironmentLacksError: The library builds on a GPU, and there is none.
     """
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     device = find_device()
     if device is None and not library.ahead_of_time:
         raise EnvironmentLacksError(
@@ -100,7 +102,8 @@ def build_engine(
             timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
         precision = _precision(model, plan, library, log, has_device=device is not None)
     seconds = round(time.monotonic() - started, 3)
-    return BuiltEngine(plan, key, seconds, as_text(log), tuple(messages(log, "WARNING")), precision)
+    cpu_seconds = round(time.process_time() - cpu_started, 3)
+    return BuiltEngine(plan, key, seconds, cpu_seconds, as_text(log), tuple(messages(log, "WARNING")), precision)
 
 
 def _parse(onnx_file: Path, network: Any, library: Library, log: Sequence[Line], paths: Mapping[str, str]) -> None:

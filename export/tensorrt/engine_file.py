@@ -61,6 +61,7 @@ def write_engine(path: Path, built: BuiltEngine) -> dict[str, Any]:
         "key": built.key.to_json(),
         "digest": built.key.digest,
         "seconds": built.seconds,
+        "cpu_seconds": built.cpu_seconds,
         "warnings": list(built.warnings),
         "precision": built.precision.to_json(),
     }

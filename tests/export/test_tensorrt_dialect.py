@@ -92,7 +92,7 @@ def test_codes_and_scales_of_the_file_are_those_of_the_program(name):
             assert (stored == codes.numpy()).all() and (held[f"{path}.weight_scale"] == scales.detach().numpy()).all()
             assert scales.shape == (codes.shape[0],)
             seen += 1
-    assert seen > 4
+    assert seen >= 4
 
 
 def test_only_the_skip_edge_of_an_addition_is_quantised():
