@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -40,6 +41,7 @@ def capture_structure(model: nn.Module, example_inputs: Any) -> Program:
     args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), _split(example_inputs, None))
     source = _prepare(model)
     examples = _Examples(names_in_call(source.forward, args, kwargs), args, kwargs)
-    graph_module, static_batch = _capture_graph(source, examples, {})
-    propagate(graph_module, args, kwargs)
+    with torch.device("meta"):  # tensors that forward makes
+        graph_module, static_batch = _capture_graph(source, examples, {})
+        propagate(graph_module, args, kwargs)
     return Program(graph_module, args, kwargs, static_batch, ("capture",))

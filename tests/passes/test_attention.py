@@ -224,3 +224,12 @@ def test_every_sample_has_gates_of_its_own() -> None:
         gated.source.values = values[sample : sample + 1]
         alone = gated.module(*(x[sample : sample + 1] for x in inputs))
         torch.testing.assert_close(together[sample : sample + 1], alone)
+
+
+def test_heads_go_whatever_the_length_of_the_sequence() -> None:
+    torch.manual_seed(0)
+    net, (ids, mask_) = ATTENTION_NETS["bert"]()
+    program = capture(net.double().eval(), (ids, mask_), dynamic={"ids": [1], "mask": [1]})
+    keep = {"attention.q": [0, 2], "up": [1, 3, 8]}
+    batches = [(torch.randint(0, 11, (b, t)), torch.ones(b, t, dtype=torch.int64)) for b, t in ((2, 5), (3, 7), (1, 2))]
+    verify(assert_same_function(program, keep, batches, 1e-9))

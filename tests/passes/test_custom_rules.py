@@ -74,7 +74,7 @@ def test_a_registered_operation_prunes(registered: None, tmp_path: Path) -> None
 
 def test_an_operation_without_a_rule_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"secateur_tests\.unheard"):
-        capture(Net(unheard), torch.randn(2, 3, 4, 4))
+        capture(Net(lambda x: unheard(x)), torch.randn(2, 3, 4, 4))
     assert target_of("secateur_tests.unheard.default") is None  # nor does a file bring it in
 
 
