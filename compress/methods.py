@@ -34,7 +34,8 @@ class MethodInfo:
 
 def _chita(stage: Stage, solver: Solver) -> Tensor:
     if solver == "bso" and stage.path is not None and stage.block_size is None:
-        return stage.path.weights(stage.problem.ridge, float(stage.problem.offset))
+        offset = stage.problem.offset
+        return stage.path.weights(stage.problem.ridge, 0.0 if isinstance(offset, Tensor) else offset)
     return solve(stage.problem, stage.constraint, solver, variables=stage.variables, block_size=stage.block_size).w
 
 

@@ -22,6 +22,7 @@ from .chita.falcon import WeightsAndMacs
 from .chita.gradients import Progress, Rows
 from .chita.matrix_free import MatrixFree
 from .chita.nm import NM, parse_pattern
+from .chita.outputs import output_rows
 from .chita.problem import Problem
 from .chita.schedule import sparsities
 from .chita.stage import RATES, RIDGES, HeldOut, Stage, Stream, tune
@@ -89,6 +90,12 @@ def sparsify(
             where="sparsify",
             hint="give a loader, or take method='magnitude' with batch_norm='kept'",
         )
+    if settings.model == "outputs" and (not settings.method.startswith("chita") or gradients is not None):
+        raise UserError(
+            "model='outputs' is for CHITA methods that take their own gradients",
+            where="sparsify.model",
+            hint="take method='chita++', or model='loss'",
+        )
     if gradients is not None and len(targets) > 1:
         raise UserError(
             f"method {settings.method} takes gradients anew in every stage", where="sparsify", hint="leave them out"
@@ -154,6 +161,8 @@ class _Run:
         self.journal: list[dict[str, Any]] = []
         self.tuned: tuple[float, float] | None = None
         self.given: DataMatrix | None = None
+        self.offset: Tensor | None = None
+        self.dense = program.clone() if settings.model == "outputs" else program
         if method.needs_data:
             assert loader is not None
             self.stream = Stream(loader, program, self.device)
@@ -185,7 +194,13 @@ class _Run:
             return self.given
         settings = self.settings
         batches = self.stream.take(settings.samples * settings.batch_size)
-        rows = Rows(self.program, batches, self.loss, self.variables, settings.batch_size)
+        if settings.model == "outputs":
+            seed = settings.seed + number
+            rows, self.offset = output_rows(
+                self.program, self.dense, batches, self.variables, settings.batch_size, seed
+            )
+        else:
+            rows = Rows(self.program, batches, self.loss, self.variables, settings.batch_size)
         storage, why = settings.storage, ""
         if storage == "auto":
             storage, why = choose_storage(rows.count, self.variables.size, self.device)
@@ -216,12 +231,14 @@ class _Run:
         settings = self.settings
         held_out = HeldOut(self.program, self.kept_back, self.loss, self.variables)
         asked = settings.first_order
-        if asked is None:
+        if self.offset is not None:
+            asked = 0.0  # the offset holds what the gradient would say
+        elif asked is None:
             asked = "auto" if self.method.uses_gradient else 0.0
         ridges = RIDGES if settings.ridge == "auto" else (float(settings.ridge),)
         given = 0.0 if asked == "auto" else float(asked)
         stage = Stage(
-            Problem(matrix, center, ridges[0], given),
+            Problem(matrix, center, ridges[0], given if self.offset is None else self.offset),
             constraint,
             self.variables,
             held_out,
@@ -232,10 +249,13 @@ class _Run:
             rates = RATES if asked == "auto" else (0.0,)
             found = tune(stage, ridges=ridges, rates=rates, near=self.tuned)
             self.tuned = (found.ridge, found.rate)
-            problem = replace(stage.problem, ridge=found.ridge, offset=given + found.rate * found.ridge)
+            offset = given + found.rate * found.ridge if self.offset is None else self.offset
+            problem = replace(stage.problem, ridge=found.ridge, offset=offset)
             stage = replace(stage, problem=problem, path=found.path)
             entry["held_out_losses"] = found.losses
-        entry |= {"ridge": stage.problem.ridge, "first_order": stage.problem.offset}
+        entry |= {"ridge": stage.problem.ridge}
+        if self.offset is None:
+            entry["first_order"] = stage.problem.offset
         w = self.method.solve(stage, settings.solver)
         if not bool(torch.isfinite(w).all()):
             raise UserError(

@@ -28,6 +28,8 @@ class SparsifySettings(BaseModel):
         ignore: Patterns of names of weights that stay as they are.
         samples: Rows of the data matrix, n.
         batch_size: Samples of a row, m.
+        model: What is linearised: the `loss` (its Fisher and gradient), or the `outputs`, which are pulled towards
+            those of the dense network (CHITA methods; no labels).
         ridge: λ; `auto` takes what gives the least loss on `holdout` training samples.
         holdout: Training samples for `auto`, apart from those of the first stage.
         first_order: Weight α of the gradient, or `auto`: a multiple of λ, chosen with it. None is `auto` for `chita++`,
@@ -54,6 +56,7 @@ class SparsifySettings(BaseModel):
     ignore: tuple[str, ...] = ()
     samples: int = Field(default=1000, ge=2)
     batch_size: int = Field(default=1, ge=1)
+    model: Literal["loss", "outputs"] = "loss"
     ridge: float | Literal["auto"] = "auto"
     holdout: int = Field(default=512, ge=1)
     first_order: Annotated[float, Field(ge=0.0)] | Literal["auto"] | None = None

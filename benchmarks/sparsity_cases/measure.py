@@ -48,6 +48,7 @@ CASES = (
     Case("CHITA (IHT, active set)", {"method": "chita"}),
     Case("CHITA++, no gradient", {"method": "chita++", "first_order": 0.0}),
     Case("CHITA++ (ours)", {"method": "chita++"}),
+    Case("CHITA++ on outputs (ours)", {"method": "chita++", "model": "outputs"}),
     Case("CHITA++ (ours), batch norm in every stage", {"method": "chita++", "batch_norm": "stages"}),
 )
 

@@ -46,12 +46,13 @@ class Path:
     They are start - A_Sᵀ (A_S A_Sᵀ + nλ I)⁻¹ (r + α 1), with r the residual of the kept trained weights.
 
     Args:
-        problem: Its own ridge and offset do not matter.
+        problem: Its own ridge does not matter, nor its offset if that is a number.
         support: bool [p].
     """
 
     def __init__(self, problem: Problem, support: Tensor) -> None:
-        self._problem, self._support = replace(problem, offset=0.0), support
+        vector = isinstance(problem.offset, Tensor)
+        self._problem, self._support = problem if vector else replace(problem, offset=0.0), support
         self._start = torch.where(support, problem.center, 0.0)
         self._residual = self._problem.residual(self._start)
         stored = isinstance(problem.matrix, StoredMatrix)

@@ -26,8 +26,11 @@ RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RATES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates for α / λ: where the curvature is below λ, the step is that of gradient descent at this rate."""
 
-_FIRST = (1e-5, 1.0)
-"""λ and α / λ that the search begins with."""
+_GAIN = 1e-3
+"""The search ends where the loss falls by less than this share."""
+
+_RATE = 1.0
+"""α / λ that the search begins with."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,10 @@ def tune(
         stage: Its ridge does not matter; its offset, a number, is added to every α.
         ridges: Candidates for λ, rising.
         rates: Candidates for α / λ, rising.
-        near: λ and α / λ to begin with; the choice of the stage before.
+        near: λ and α / λ to begin with, the choice of the stage before; None looks at every second λ first.
     """
     path = Path(stage.problem, stage.constraint.project(stage.problem.center))
-    given = float(stage.problem.offset)
+    given = 0.0 if isinstance(stage.problem.offset, Tensor) else stage.problem.offset
     losses: dict[tuple[int, int], float] = {}
 
     def loss(place: tuple[int, int]) -> float:
@@ -156,13 +159,15 @@ def tune(
             losses[place] = stage.loss_of(path.weights(ridges[place[0]], given + rates[place[1]] * ridges[place[0]]))
         return losses[place]
 
-    best = (_nearest(ridges, (near or _FIRST)[0]), _nearest(rates, (near or _FIRST)[1]))
-    loss(best)
+    if near is None:
+        best = min(((i, _nearest(rates, _RATE)) for i in range(0, len(ridges), 2)), key=loss)
+    else:
+        best = (_nearest(ridges, near[0]), _nearest(rates, near[1]))
     while True:
         around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
         around = [(i, j) for i, j in around if 0 <= i < len(ridges) and 0 <= j < len(rates)]
         found = min(around, key=loss, default=best)
-        if loss(found) >= loss(best):
+        if loss(found) >= loss(best) * (1.0 - _GAIN):
             names = {f"{ridges[i]:g}, {rates[j]:g}": round(value, 6) for (i, j), value in losses.items()}
             return Tuned(ridges[best[0]], rates[best[1]], names, path)
         best = found
