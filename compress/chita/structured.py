@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UserError, did_you_mean
+from ...errors import BudgetError, UserError, did_you_mean
 from ...export.targets import Target
 from ...passes.labels.groups import Group
 from ...passes.program import Program
@@ -127,8 +127,8 @@ def structured_chita(
         widths = room.at(kept, stage / stages)
         if not widths.fits(np.array([len(kept[group.name]) for group in room.groups])):
             measure = loss if curvature == "loss" else squared_outputs
-            request = Request(current, loader, measure, seed, samples)
-            statistics = collect(_of_groups(request, room.groups))
+            names = tuple(group.name for group in room.groups)
+            statistics = collect(_OnGroups(current, loader, measure, seed=seed, samples=samples, names=names))
             parts = MODELS[model](statistics, ridge)
             selection = SEARCHES[search](parts, widths)
             total += selection.rise
@@ -142,6 +142,13 @@ def structured_chita(
             )
         if progress:
             progress(stage, stages)
+    if not room.at(kept, 1.0).fits(np.array([len(kept[group.name]) for group in room.groups])):
+        raise BudgetError(
+            "the budget was not met",
+            where=f"budget {', '.join(f'{name}: {amount}' for name, amount in budget.given().items())}",
+            why="the search came to an end above it, though a plan within it may exist",
+            hint="take plan.by=milp, or a larger budget",
+        )
     settings = {
         "search": search,
         "model": model,
@@ -155,8 +162,13 @@ def structured_chita(
     return Structured(found, current, {"method": METHOD, **settings})
 
 
+@dataclass(frozen=True)
 class _OnGroups(Request):
-    """A request whose units are those of some groups only."""
+    """A request whose units are those of some groups only.
+
+    Attributes:
+        names: Of the groups.
+    """
 
     names: tuple[str, ...] = ()
 
@@ -165,12 +177,6 @@ class _OnGroups(Request):
         """The groups of these names, in their order."""
         by_name = {group.name: group for group in self.program.groups}
         return [by_name[name] for name in self.names]
-
-
-def _of_groups(request: Request, groups: Sequence[Group]) -> Request:
-    narrowed = _OnGroups(**vars(request))
-    object.__setattr__(narrowed, "names", tuple(group.name for group in groups))
-    return narrowed
 
 
 def _by_group(

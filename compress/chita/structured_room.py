@@ -98,7 +98,7 @@ class Room:
             target=self.target.name,
             budget=self.budget.given(),
             method=METHOD,
-            unit="loss",
+            unit="loss" if settings["curvature"] == "loss" and settings["model"] != "relative" else "score",
             seed=settings["seed"],
             settings={"by": METHOD, **self.settings, **settings, "align": self.target.align_int8},
             program=fingerprint(self.program.groups),
