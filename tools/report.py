@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..verdict import Verdict, quantity
+from .report_frontier import Frontier, frontier_plot
 from .report_plots import interval_plot, sensitivity_panel, share_bar, shared_axis, width_plot
 from .report_scatter import Scatter, scatter_plot
 
@@ -87,6 +88,7 @@ class ReportData:
         metric: Name of the metric of the stages.
         score_unit: What unit scores are: `loss` (an estimated rise of the loss) or `score` (a rank only).
         verification: Scores against units that were really removed; None if the ranking was not verified.
+        frontier: Plans around this one; None if they were not asked for.
         facts: What was measured on what: label and value, in the order in which they are shown.
         notes: What must not stay silent: refusals, fallbacks, skipped layers.
         files: sha256 and bytes of the artifact's files, by name.
@@ -100,6 +102,7 @@ class ReportData:
     metric: str = "top1"
     score_unit: str = "loss"
     verification: Scatter | None = None
+    frontier: Frontier | None = None
     facts: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -141,6 +144,7 @@ def render_report(data: ReportData) -> str:
         width_plot=width_plot([(g.name, g.total, g.kept, g.frozen) for g in data.groups]) if data.groups else "",
         panels=_panels(data.groups),
         scatter=scatter_plot(data.verification) if data.verification else "",
+        frontier=frontier_plot(data.frontier) if data.frontier and data.frontier.points else "",
         share_bar=share_bar,
     )
 

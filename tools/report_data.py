@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..compress.plan import Plan
+from ..compress.planner.frontier import Frontier
 from ..compress.sensitivity.table import Sensitivity
 from ..compress.sensitivity.verify import Verification
 from ..errors import UserError
+from ..plan_step import FRONTIER
 from ..recipe import Recipe
 from ..recipe_file import parse_recipe, read_yaml
 from ..run_directory import RunDirectory
@@ -58,10 +60,16 @@ def report_data(source: Path, command: str = "") -> ReportData:
         metric=recipe.metric,
         score_unit=table.unit,
         verification=_scatter(verification) if verification else None,
+        frontier=_frontier(run),
         facts=list(_facts(manifest, facts, recipe)),
         notes=[*edited, *_notes(facts)],
         files=_files(run),
     )
+
+
+def _frontier(run: RunDirectory) -> Frontier | None:
+    path = run.folder(STEPS["plan"].folder) / FRONTIER
+    return Frontier.load(path) if path.is_file() else None
 
 
 def _verdict(run: RunDirectory) -> Verdict | None:
@@ -106,6 +114,9 @@ def _facts(manifest: Mapping[str, Any], facts: Mapping[str, Any], recipe: Recipe
         "ranking",
         ", ".join(f"{key} {value}" for key, value in rank.items() if key not in _HIDDEN),
     )
+    for name, found in facts.get("plan", {}).items():
+        if isinstance(found, Mapping):
+            yield f"plan, {name}", ", ".join(f"{key} {value}" for key, value in found.items())
     yield "healing", facts["heal"]["chosen"]
     yield "quantisation", facts["quantize"]["chosen"]
     for name, record in manifest["steps"].items():

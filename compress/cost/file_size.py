@@ -26,7 +26,7 @@ def size_column(program: Program, sites: tuple[Site, ...], network: Network) -> 
         network: Its file at full width.
     """
     reader = AxisReader(program)
-    modules = {path: module for path, module in program.graph_module.named_modules() if path}
+    modules: dict[str, nn.Module] = {path: module for path, module in program.graph_module.named_modules() if path}
     outputs = {site.path: site.outputs for site in sites}
     terms, counted = [], 0
     for array in network.model.graph.initializer:
