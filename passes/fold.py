@@ -7,6 +7,8 @@ Batch norm in eval mode is `y = a * x + c` per channel with `a = gamma / sqrt(va
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -85,13 +87,7 @@ def remove_dropout(program: Program) -> Program:
 
 
 def _finish(program: Program) -> Program:
-    result = Program(
-        tidy(program.graph_module),
-        program.example_args,
-        program.example_kwargs,
-        program.static_batch,
-        program.history,
-    )
+    result = replace(program, graph_module=tidy(program.graph_module))
     propagate(result)
     return result
 

@@ -9,6 +9,7 @@ from secateur.export.lower import lower
 from secateur.export.ort_session import open_session, run
 from secateur.export.targets import ORT_CPU
 from secateur.passes.capture import capture
+from secateur.passes.mask import mask
 from secateur.passes.program import Program
 from secateur.passes.prune import apply
 
@@ -121,3 +122,30 @@ def test_nested_and_variadic_inputs():
     program = capture(Sum(), tuple(x[:2]), example_kwargs={"more": {"a": (x[2],)}}, dynamic=names)
     y = [torch.randn(3, 9) for _ in range(3)]
     torch.testing.assert_close(program.module()(*y[:2], more={"a": (y[2],)}), sum(y))
+
+
+def test_folding_keeps_lengths_and_notes():
+    from dataclasses import replace
+
+    from secateur.passes.fold import fold_batch_norm, remove_dropout
+
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Dropout())
+    program = replace(capture(model, torch.randn(2, 3, 9), dynamic={"input": [2]}), notes=("a note",))
+    folded = remove_dropout(fold_batch_norm(program))
+    assert (folded.dynamic, folded.notes) == (program.dynamic, ("a note",)) and len(list(folded.graph.nodes)) == 3
+
+
+def test_fewer_heads_at_other_lengths():
+    torch.manual_seed(0)
+    program = capture(Decoder().eval(), inputs(2, 6), dynamic=BOTH)
+    keep = {group.name: range(0, group.width, 2) for group in program.groups if group.frozen is None}
+    assert keep
+    smaller, masked = apply(program, keep), mask(program, keep)
+    session = open_session(lower(smaller, ORT_CPU))
+    for batch, length in ((3, 4), (2, 13)):
+        call = inputs(batch, length)
+        with torch.no_grad():
+            wanted = masked.module()(**call)["logits"]
+            torch.testing.assert_close(smaller.module()(**call)["logits"], wanted)
+        got = run(session, {name: tensor.numpy() for name, tensor in call.items()})["logits"]
+        torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-5)
