@@ -20,7 +20,7 @@ from .constraints import Constraint
 from .problem import Problem
 from .variables import Variables
 
-RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Candidates for λ."""
 
 RATES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
