@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ def replace_filters(program: Program, implants: Implants, init: str = "center") 
     """Overwrites the filters of implanted units by what their stand-ins compute, in place: the oracle of `implant`."""
     sites, _ = _placed(program, check_implants(program, implants, {}, init), {})
     for site in sites:
-        layer = program.graph_module.get_submodule(site.layer)
+        layer: Any = program.graph_module.get_submodule(site.layer)
         with torch.no_grad():
             index = torch.from_numpy(site.rows).to(layer.weight.device)
             parts = factors(layer.weight[index], site.form, site.rank, init if site.form != "center" else "center")
@@ -346,7 +347,7 @@ def _rows(program: Program, positions: Mapping[str, Mapping[int, np.ndarray]], o
 
 
 def _clear_beside_center(program: Program, site: Site) -> None:
-    layer = program.graph_module.get_submodule(site.layer)
+    layer: Any = program.graph_module.get_submodule(site.layer)
     with torch.no_grad():
         index = torch.from_numpy(site.rows).to(layer.weight.device)
         layer.weight[index] = factors(layer.weight[index], "center")[0]

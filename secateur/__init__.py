@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import apply, capture, heal, mask, plan, quantize, rank, verify_ranking
+    from .api import apply, capture, fit_implants, heal, mask, plan, quantize, rank, verify_ranking
     from .checking import check
     from .compress.budget import Budget
     from .compress.heal.settings import TrainSettings
@@ -48,6 +48,7 @@ _HOME = {
     "capture": "api",
     "check": "checking",
     "compile": "pipeline",
+    "fit_implants": "api",
     "heal": "api",
     "load_recipe": "recipe_file",
     "mask": "api",
@@ -79,6 +80,7 @@ __all__ = [
     "check",
     "compile",
     "export",
+    "fit_implants",
     "heal",
     "load_recipe",
     "mask",

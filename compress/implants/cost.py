@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -46,9 +47,9 @@ def implants_save(program: Program, widths: Mapping[str, int], implants: Implant
     for node in program.graph.find_nodes(op="call_module"):
         path = str(node.target)
         if path in rows:
-            layer = program.graph_module.get_submodule(path)
+            layer: Any = program.graph_module.get_submodule(path)
             inputs = terms[names[id(layer.weight)]][1].width(kept)
-            shape = (rows[path], inputs, *layer.weight.shape[2:])  # type: ignore[index]
+            shape = (rows[path], inputs, *layer.weight.shape[2:])
             less, fewer = _saved(node, layer, shape, *forms[path])
             params, macs = params + less, macs + fewer
     return Cost(params, macs // _batch_size(program))

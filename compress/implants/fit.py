@@ -76,7 +76,7 @@ def _fit(
     generator: torch.Generator,
 ) -> None:
     """Fits one stand-in, in place, with `found` on its way through the same program."""
-    layers = [program.graph_module.get_submodule(path) for path in stand_in.layers]
+    layers: list[Any] = [program.graph_module.get_submodule(path) for path in stand_in.layers]
     nodes = [_caller(program, path) for path in stand_in.layers]
     whole = stand_in.form == "low-rank"
     layer = _joined(*layers) if whole else layers[-1]
@@ -102,11 +102,11 @@ def _fit(
             offset = offset + linear - main @ (main.T @ linear)
     if isinstance(layers[-1].bias, nn.Parameter):
         layers[-1].bias.copy_(offset)
-    elif norm is not None:
+    elif norm is not None and norm.running_mean is not None:
         norm.running_mean -= offset
 
 
-def _joined(first: nn.Module, last: nn.Module) -> nn.Module:
+def _joined(first: Any, last: Any) -> Any:
     """The layer of full rank that computes what two layers in a row do."""
     whole = copy.copy(first)
     whole._parameters = dict(first._parameters)
@@ -124,8 +124,9 @@ def _norm_behind(program: Program, node: fx.Node) -> _BatchNorm | None:
     """The batch norm with statistics that alone reads a value."""
     users = list(node.users)
     behind = program.graph_module.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
-    found = len(users) == 1 and isinstance(behind, _BatchNorm) and behind.running_mean is not None
-    return behind if found else None
+    if len(users) == 1 and isinstance(behind, _BatchNorm) and behind.running_mean is not None:
+        return behind
+    return None
 
 
 def _caller(program: Program, path: str) -> fx.Node:

@@ -78,7 +78,8 @@ def with_implants(
     while (settled := _settled(program, lines, plan.groups)) != lines:
         lines = settled
     # What was proven and measured is about the network without implants.
-    made = replace(plan, groups=lines, implant_init=init, optimality={}, measured={})
+    settings = {**plan.settings, "implant": form, "ni_ratio": ni_ratio}
+    made = replace(plan, groups=lines, implant_init=init, settings=settings, optimality={}, measured={})
     return _priced(program, made, sensitivity, plan)
 
 

@@ -69,7 +69,7 @@ def test_what_a_stand_in_can_compute_it_does(form: str) -> None:
 @pytest.mark.parametrize("form", ["pointwise", "low-rank"])
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_fit_is_the_least_squares_solution(form: str, norm: bool) -> None:
-    """Against a solve of all equations; the offset ends up in the bias or in the batch norm."""
+    """Against a solve of all equations at all places; the offset ends up in the bias or in the batch norm."""
     conv = nn.Conv2d(3, 6, 3, padding=1, bias=not norm)
     between = [nn.BatchNorm2d(6)] if norm else []
     program, x = program_of(conv, *between, nn.Conv2d(6, 2, 1))
@@ -91,7 +91,11 @@ def test_the_fit_is_the_least_squares_solution(form: str, norm: bool) -> None:
             dense = program.module().get_submodule("1").running_mean[rows]  # type: ignore[index]
             mine = fitted.module().get_submodule("1_implant").running_mean
             found = found + (dense - mine)[:, None, None]  # type: ignore[operator]
-        assert_close(found.transpose(0, 1).flatten(1), best, 1e-4, form)
+        found = found.transpose(0, 1).flatten(1)
+        if form == "low-rank":
+            assert_close(found, best, 1e-4, form)
+        else:  # a tenth of the places is drawn, which costs about one per cent
+            assert float((found - y).square().mean()) < 1.1 * float((best - y).square().mean())
 
 
 @functools.cache

@@ -78,8 +78,6 @@ def test_every_group_that_may_have_implants_at_once(name: str) -> None:
     implants = {g.name: Implant(tuple(range(0, g.width, 3))) for g in fit}
     keep = {g.name: [u for u in g.units if u % 4 != 2 or u % 3 == 0] for g in fit if g.frozen is None}
     made = assert_masked(program, implants, keep)
-    grown = implant(program, implants, keep=keep)
-    assert {s.rows.layer for s in grown.stand_ins} >= {g.name for g in fit if g.name in grown.rows}
     assert sum(p.numel() for p in made.module().parameters()) < sum(
         p.numel() for p in apply(program, keep).module().parameters()
     )
