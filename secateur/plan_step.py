@@ -64,10 +64,9 @@ def make_plan(
     }
 
     facts: dict[str, Any] = {}
+    costs = Costs(program, context.target, options["stopwatch"])
 
     def make(within: Budget) -> Plan:
-        costs = Costs(program, context.target, options["stopwatch"])
-
         def part_of(scores: Sensitivity, part: float) -> Plan:
             points = spec.frontier if part == 1.0 else 0
             plan, found = plan_with_frontier(points, program, scores, budget=within, part=part, costs=costs, **options)
@@ -84,6 +83,8 @@ def make_plan(
     if spec.implant == "none":
         made = make(budget)
     else:
+        if budget.latency or budget.size or budget.memory:
+            context.reporter.note("latency, size and memory are planned for without implants; gates judge the artifact")
         made = plan_within(
             make,
             program,

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from fake_stopwatch import BETWEEN, FakeStopwatch, blocks
+from nets import NETS
 from torch import nn
 
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
+from secateur.compress.cost.stopwatch import OrtStopwatch
 from secateur.compress.cost.whole import integer_network
 from secateur.compress.planner.limits import Costs
 from secateur.compress.planner.order import removal_order
@@ -20,7 +22,7 @@ from secateur.compress.planner.plan import plan, plan_with_frontier
 from secateur.compress.planner.rounds import MOST_ROUNDS, TOLERANCE
 from secateur.compress.planner.stages import plan_in_stages
 from secateur.compress.sensitivity.table import Scores, Sensitivity
-from secateur.errors import BudgetError, UserError
+from secateur.errors import BudgetError, EnvironmentLacksError, UserError
 from secateur.export.targets import ORT_CPU
 from secateur.passes.capture import capture
 from secateur.passes.prune import apply
@@ -361,3 +363,23 @@ def test_later_stages_follow_the_later_rankings(budget):
     # Within a group, what went first is listed first.
     first = plan_in_stages(captured(), table, part_maker(Budget(**budget)), rank_again, stages=3).plan
     assert first.keep() == made.keep()
+
+
+@pytest.mark.parametrize("name", ["transposed", "conv3d", "shared"])
+def test_other_kinds_of_layers_are_measured_and_planned(name):
+    """For real, but briefly; whether numbers come out right is for quiet machines."""
+    program = capture(*NETS[name]())
+    rng = np.random.default_rng(0)
+    free = [group for group in program.groups if group.frozen is None]
+    table = {group.name: Scores(rng.lognormal(0, 1, group.width), np.zeros(group.width)) for group in free}
+    stopwatch = OrtStopwatch(ORT_CPU, batches=(2,), seconds=1, compare_seconds=0.1, most_seconds=0.1, cached=False)
+    budget = Budget(latency="2000%", macs="70%", memory="90%")
+    made = plan(program, Sensitivity("x", "loss", table, {}), target=ORT_CPU, budget=budget, stopwatch=stopwatch)
+    assert made.planned.macs <= 0.7 * made.dense.macs
+    assert float(made.measured["latency at batch 2"]["predicted"][:-1]) > 0
+
+
+def test_latency_of_a_target_without_a_timer_here_is_refused():
+    with pytest.raises(EnvironmentLacksError, match="cannot be planned for") as caught:
+        OrtStopwatch(replace(ORT_CPU, name="other", runtime="otherrt"))
+    assert "macs" in caught.value.hint
