@@ -16,6 +16,7 @@ from ...passes.program import Program
 from ..budget import Budget
 from ..cost.model import Cost, CostModel
 from ..plan import GroupPlan, Plan
+from ..planner.order import joint_rise
 from ..sensitivity.table import Sensitivity
 from .cost import filters_of, implants_save
 
@@ -171,7 +172,7 @@ def _priced(program: Program, plan: Plan, sensitivity: Sensitivity, before: Plan
         alone = _less(model.cost({name: width}), implants_save(program, {name: width}, {name: line.implant}))
         lines[name] = replace(
             line,
-            delta_loss=_rounded(float(scores.delta_loss[gone].sum())),
+            delta_loss=_rounded(joint_rise(sensitivity, {name: line.removed})),
             std_error=_rounded(float(np.sqrt((scores.std_error[gone] ** 2).sum()))),
             params=alone.params - dense.params,
             macs=alone.macs - dense.macs,
@@ -182,7 +183,7 @@ def _priced(program: Program, plan: Plan, sensitivity: Sensitivity, before: Plan
     return replace(
         plan,
         planned=_less(model.cost(widths), implants_save(program, widths, plan.implants())),
-        delta_loss=_rounded(sum(line.delta_loss for line in lines.values())),
+        delta_loss=_rounded(joint_rise(sensitivity, {name: line.removed for name, line in lines.items()})),
         std_error=_rounded(sum(line.std_error**2 for line in lines.values()) ** 0.5),
     )
 

@@ -188,12 +188,13 @@ def test_channels_that_are_used_by_their_places_are_refused(use, width: int, rea
         (nn.Conv2d(3, 8, 3), "padding is smaller"),
         (nn.Conv2d(3, 8, 4, padding=2), "no centre"),
         (nn.ConvTranspose2d(3, 8, 3, padding=1), "ConvTranspose2d"),
-        (nn.Conv2d(3, 9, 3, padding=1, groups=3), "grouped"),
-        (nn.Conv2d(3, 8, 3, padding=2, padding_mode="reflect"), "padding mode"),
+        (nn.Conv2d(6, 9, 3, padding=1, groups=3), "grouped"),
+        (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), "padding is smaller"),
     ],
 )
 def test_layers_without_a_pointwise_implant(layer: nn.Module, reason: str) -> None:
-    program = net(layer, nn.ReLU(), nn.Conv2d(layer.out_channels, 2, 1))  # type: ignore[arg-type]
+    inputs, width = int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+    program = net(layer, nn.ReLU(), nn.Conv2d(width, 2, 1), channels=inputs)
     answer = implantable(program, program.groups[0])
     assert isinstance(answer, Refused) and reason in answer.reason
 
