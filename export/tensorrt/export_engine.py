@@ -64,22 +64,22 @@ def export_engines(
     engines: dict[str, Any] = {}
     report = precision_report(model, (), "graph")
     missing = {MODEL_NAME: reason} if reason else {}
-    for name in (MODEL_NAME, DENSE_NAME) if library is not None else ():
-        source = folder / name
-        if not source.is_file():
-            continue
-        plan = source.with_suffix(PLAN_SUFFIX)
-        # The baseline is dense: sparse kernels are not for it.
-        chosen = settings if name == MODEL_NAME else settings.model_copy(update={"sparse": False})
-        cached = previous / plan.name if previous is not None else None
-        try:
-            engines[plan.name], _ = ensure_engine(
-                source, plan, chosen, library, cached=cached, paths=paths, progress=progress
-            )
-        except UnsupportedError as error:
-            if name == MODEL_NAME:
-                raise
-            missing[name] = f"{error.what}: {error.why}"  # such as FP32 products on compute capability 7.5
+    sources = [path for name in (MODEL_NAME, DENSE_NAME) if (path := folder / name).is_file()]
+    if library is not None:
+        for source in sources:
+            plan = source.with_suffix(PLAN_SUFFIX)
+            is_model = source.name == MODEL_NAME
+            # The baseline is dense: sparse kernels are not for it.
+            chosen = settings if is_model else settings.model_copy(update={"sparse": False})
+            cached = previous / plan.name if previous is not None else None
+            try:
+                engines[plan.name], _ = ensure_engine(
+                    source, plan, chosen, library, cached=cached, paths=paths, progress=progress
+                )
+            except UnsupportedError as error:
+                if is_model:
+                    raise
+                missing[source.name] = f"{error.what}: {error.why}"  # such as FP32 products on compute capability 7.5
     if engines:
         report = report_from_json(engines[Path(MODEL_NAME).with_suffix(PLAN_SUFFIX).name]["precision"])
     facts = {"engines": engines, "engines_missing": missing, "findings": [finding.to_json() for finding in findings]}

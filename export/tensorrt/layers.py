@@ -118,8 +118,8 @@ def layers_of_log(text: str) -> tuple[Layer, ...]:
     for line in text.splitlines():
         match = _LINE.match(line)
         if match is not None:
-            types = tuple(tuple(_TYPE.findall(match[part])) for part in ("inputs", "outputs"))
-            found.append(Layer(match["name"], match["kind"], *types, _nodes_of_name(match["name"])))
+            inputs, outputs = (tuple(_TYPE.findall(match[part])) for part in ("inputs", "outputs"))
+            found.append(Layer(match["name"], match["kind"], inputs, outputs, _nodes_of_name(match["name"])))
     return tuple(found)
 
 
