@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from .compress.budget import Budget
 from .compress.chita.structured import structured_chita
-from .compress.cost.stopwatch import OrtStopwatch
+from .compress.cost.stopwatch import OrtStopwatch, can_time
 from .compress.implants.select import plan_within
 from .compress.plan import Plan
-from .compress.planner.limits import Costs
+from .compress.planner.limits import PLANNED, Costs
 from .compress.planner.plan import plan_with_frontier
 from .compress.planner.stages import plan_in_stages
 from .compress.sensitivity.table import Sensitivity
@@ -46,7 +46,7 @@ def make_plan(
     Returns:
         Facts for the manifest.
     """
-    spec, budget = context.recipe.plan, context.recipe.budget
+    spec, budget = context.recipe.plan, _plannable(context)
     if spec.by == "structured-chita":
         joint = _plan_jointly(context, program)
         joint.save(folder / PLAN)
@@ -109,7 +109,7 @@ def plan_inputs(recipe: Recipe) -> Mapping[str, str]:
 
 def _plan_jointly(context: Context, program: Program) -> Plan:
     """The plan of structured-chita: from the data, not from the ranking."""
-    spec, budget = context.recipe.plan, context.recipe.budget
+    spec, budget = context.recipe.plan, _plannable(context)
     found = structured_chita(
         program,
         context.data.calibration,
@@ -125,6 +125,16 @@ def _plan_jointly(context: Context, program: Program) -> Plan:
         **spec.structured.model_dump(),
     )
     return found.plan
+
+
+def _plannable(context: Context) -> Budget:
+    """The budgets that the planner is given: latency stays with its gate where layers cannot be timed."""
+    budget, target = context.recipe.budget, context.target
+    others = budget.model_copy(update={"latency": None})
+    if budget.latency is None or can_time(target) or not any(others.amount(name) for name in PLANNED):
+        return budget
+    context.reporter.note(f"latency on {target.name} is not planned for, only gated: layers are timed on the CPU alone")
+    return others
 
 
 def _stopwatch(context: Context) -> OrtStopwatch:

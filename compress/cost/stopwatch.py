@@ -20,6 +20,11 @@ WIDE = 0.04
 """A 95 % interval of a share that is wider than this, as a part of the share, is measured for longer."""
 
 
+def can_time(target: Target) -> bool:
+    """Whether layers can be timed on a target's runtime here."""
+    return target.runtime == "onnxruntime" and target.device == "cpu"
+
+
 @dataclass(frozen=True)
 class Share:
     """Latency of a network as a share of a baseline that ran beside it.
@@ -87,11 +92,11 @@ class OrtStopwatch:
     progress: Callable[..., None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.target.runtime != "onnxruntime":
+        if not can_time(self.target):
             raise EnvironmentLacksError(
                 f"latency on {self.target.name} cannot be planned for",
                 where="budget.latency",
-                why=f"layers are timed in onnxruntime; this target runs {self.target.runtime}",
+                why=f"layers are timed in onnxruntime on the CPU; its runtime is {self.target.runtime}",
                 hint="plan with a budget on macs or params, and keep latency as a gate",
             )
 

@@ -81,3 +81,21 @@ def test_a_plan_in_stages_ranks_again_and_says_what_it_cost(tmp_path):
     assert "stage 1 of 2" in err and "ranked again" in err
     made = Plan.load(tmp_path / "run" / "03-plan" / "plan.yaml")
     assert made.settings["stages"] == 2 and made.planned.macs <= 0.6 * made.dense.macs
+
+
+def test_latency_stays_with_its_gate_where_layers_cannot_be_timed(tmp_path):
+    flags = ("--out", tmp_path / "run", "--max-latency", "50%", "--max-macs", "100%", "--set", "target=tensorrt")
+    code, _, err = secateur("plan", tiny_recipe(tmp_path), *flags)
+    assert code == ExitCode.OK and "only gated" in err
+    alone = (
+        "--out",
+        tmp_path / "alone",
+        "--max-latency",
+        "50%",
+        "--set",
+        "target=tensorrt",
+        "--set",
+        "budget.macs=null",
+    )
+    code, _, err = secateur("plan", tiny_recipe(tmp_path), *alone)
+    assert code == ExitCode.ENVIRONMENT and "cannot be planned for" in err
