@@ -1,8 +1,8 @@
 """Models of timm, transformers and torchvision through capture, pruning, one healing step, export and onnxruntime.
 
-Weights are random: this is about structure. Every model runs in a process of its own, with limits of time and memory;
-its result is stored at once, and an interrupted run continues. The table in docs/models.md is written from what is
-stored.
+Weights are random: this is about structure. Every model runs in a process of its own, with limits of processor time and
+memory; its result is stored at once, and an interrupted run continues. The table in docs/models.md is written from what
+is stored.
 
     pip install --no-deps -r benchmarks/requirements.txt
     python benchmarks/zoo.py                      # all models, an hour or two on one core
@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -72,27 +73,26 @@ def check_apart(case: Case, seconds: int, memory: int) -> dict[str, Any]:
     begun = time.monotonic()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_check_here, args=(case, memory, sender))
+    child = context.Process(target=_check_here, args=(case, seconds, memory, sender))
     child.start()
     sender.close()
-    what = f"no result after {seconds} seconds"
     try:
-        if receiver.poll(seconds):
-            return receiver.recv()
+        return receiver.recv()
     except EOFError:
-        child.join()
-        what = f"the process ended with code {child.exitcode}"
+        pass  # it died: why is found out below
     finally:
-        child.kill()
         child.join()
+    spent = child.exitcode in (-signal.SIGXCPU, -signal.SIGKILL) and time.monotonic() - begun >= seconds
+    what = f"no result after {seconds} seconds" if spent else f"the process ended with code {child.exitcode}"
     failed = {"status": "error", "what": what, "seconds": round(time.monotonic() - begun, 1)}
     return {"name": case.name, "library": case.library, "family": case.family, "stages": {"run": failed}}
 
 
-def _check_here(case: Case, memory: int, sender: Connection) -> None:
-    """Checks one model and sends the result."""
-    limit = memory * 2**30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def _check_here(case: Case, seconds: int, memory: int, sender: Connection) -> None:
+    """Checks one model and sends the result; ends itself at a limit."""
+    spent = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, spent + seconds + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, memory * 2**30))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sender.send(check(case))
@@ -104,7 +104,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="parts of names (library.model)")
     parser.add_argument("--again", action="store_true", help="check models that have a result anew")
     parser.add_argument("--quick", action="store_true", help="a few models, each of another kind")
-    parser.add_argument("--seconds", type=int, default=600, help="limit for one model")
+    parser.add_argument("--seconds", type=int, default=300, help="limit for one model, of processor time")
     parser.add_argument("--memory", type=int, default=12, help="limit for one model, GiB of addresses")
     parser.add_argument("--table", type=Path, help="writes the table there")
     return parser.parse_args(arguments)

@@ -9,7 +9,7 @@ _HEAD = """# Models
 
 What became of the models of timm, transformers and torchvision, each with random weights and a small input: captured,
 half of every group removed at random, healed for one optimiser step, exported, and run in onnxruntime. Written by
-`python benchmarks/zoo.py --table docs/models.md`; versions: {versions}.
+`python benchmarks/zoo.py --table docs/models.md` with {versions}.
 
 - **prunable**: share of the parameters that lie on a unit which may be removed.
 - **frozen**: share that may not be, by reason; the legend is below. What is left belongs to no unit (rows of an

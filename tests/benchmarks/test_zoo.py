@@ -81,7 +81,8 @@ def killed() -> tuple[nn.Module, torch.Tensor]:
 
 
 def endless() -> tuple[nn.Module, torch.Tensor]:
-    time.sleep(60)
+    while time.monotonic() > 0:
+        pass
     return small()
 
 
