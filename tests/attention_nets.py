@@ -255,6 +255,28 @@ class Conv1D(nn.Module):
         return out.view(*x.shape[:-1], self.weight.shape[1])
 
 
+class PartialRotary(nn.Module):
+    """Half of every head is rotated, by frequencies held in a buffer; queries and keys have a scale of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.scale = Attention(self.attend), nn.Parameter(torch.rand(4))
+        self.register_buffer("frequencies", torch.rand(1))
+        self.register_buffer("offsets", torch.rand(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        angle = torch.arange(q.shape[2])[:, None] * self.frequencies + self.offsets
+        q, k = (self.rotate(x * self.scale, angle.cos(), angle.sin()) for x in (q, k))
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned, rest = x[..., :2], x[..., 2:]
+        return torch.cat([turned * cos + torch.cat([-turned[..., 1:], turned[..., :1]], -1) * sin, rest], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x)
+
+
 class Gpt2Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -420,6 +442,7 @@ ATTENTION_NETS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         Classifier(nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True)), (_tokens(),)
     ),
     "t5_bias": _classifier(T5Attention),
+    "partial_rotary": _classifier(PartialRotary),
     "talking_heads": _classifier(TalkingHeads),
     "head_weights": _classifier(HeadWeights),
     "class_attention": lambda: (Classifier(ClassAttention(), Block(FusedQkv("unbind"))), (_tokens(),)),

@@ -160,6 +160,11 @@ class Flow:
         a, b = a.with_rank(rank), b.with_rank(rank)
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         fixed = f"{op_name_of(self, node)} {_FIXED}"
+        # A free vector along the size of heads (rotary frequencies, the scale of a norm of queries): the heads count.
+        if len(a.axes) > 1 and b.axes == (rank - 1,) and rank - 1 in a.axes and self.is_free(b):
+            b = self.pin(node, b, b.axes, fixed)
+        elif len(b.axes) > 1 and a.axes == (rank - 1,) and rank - 1 in b.axes and self.is_free(a):
+            a = self.pin(node, a, a.axes, fixed)
         for first, second in ((a, b), (b, a)):
             alone = [axis for axis in first.axes if axis not in second.axes and second.shape[axis] > 1]
             free = self.pin(node, first, alone, fixed, _FIXED_HINT)
