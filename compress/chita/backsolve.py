@@ -55,8 +55,8 @@ class Path:
         self._problem, self._support = problem if vector else replace(problem, offset=0.0), support
         self._start = torch.where(support, problem.center, 0.0)
         self._residual = self._problem.residual(self._start)
-        stored = isinstance(problem.matrix, StoredMatrix)
-        self._eigen = Eigen.of(problem.matrix, support.nonzero()[:, 0]) if stored else None
+        matrix = problem.matrix
+        self._eigen = Eigen.of(matrix, support.nonzero()[:, 0]) if isinstance(matrix, StoredMatrix) else None
 
     def weights(self, ridge: float, first_order: float) -> Tensor:
         """The weights [p] for λ and α."""

@@ -202,7 +202,7 @@ def check_sparsity(sparsity: float) -> None:
     """
     number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
     if not number or not 0.0 < sparsity < 1.0:
-        why = {0: "nothing would change", 1: "nothing would be left"}.get(sparsity if number else 2, "")
+        why = "nothing would change" if sparsity == 0 else "nothing would be left" if sparsity == 1 else ""
         raise UserError(
             f"the sparsity must lie between 0 and 1, not {sparsity!r}",
             where="sparsify.sparsity",

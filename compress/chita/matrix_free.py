@@ -60,7 +60,7 @@ class MatrixFree:
         total = torch.zeros(self.size, device=self.device)
         done = 0
         for f in self._losses():
-            value, pull = vjp(f, self._weights)
+            value, pull, *_ = vjp(f, self._weights)
             part = u[done : done + len(value)].to(value.dtype)
             total += self._rows.variables.flatten(pull(part)[0]).float()
             done += len(part)

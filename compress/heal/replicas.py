@@ -62,7 +62,7 @@ class Replicas:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
-    def begin(self, module: nn.Module, static_batch: int | None) -> None:
+    def begin(self, module: nn.Module, static_batch: str | None) -> None:
         """Gives every process the weights of the first.
 
         Raises:
@@ -74,7 +74,7 @@ class Replicas:
             raise UnsupportedError(
                 "a network with a fixed batch size cannot be trained in several processes",
                 where="training",
-                why=f"it was captured for batches of {static_batch}, and each of {self.count} processes gets a part",
+                why=f"{static_batch}; each of {self.count} processes would get a part of a batch",
                 hint="train in one process, or capture it with a dynamic batch",
             )
         for tensor in tensors_of(module).values():
@@ -229,7 +229,7 @@ def _checksum(leaves: Sequence[Tensor]) -> int:
     for leaf in leaves:
         data = leaf.detach().cpu().contiguous()
         value = zlib.crc32(repr((tuple(data.shape), data.dtype)).encode(), value)
-        value = zlib.crc32(data.flatten().view(torch.uint8).numpy() if data.numel() else b"", value)
+        value = zlib.crc32(data.flatten().view(torch.uint8).numpy().data if data.numel() else b"", value)
     return value
 
 

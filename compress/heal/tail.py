@@ -37,7 +37,7 @@ class Tail:
 def tail_of(program: Program, node: fx.Node) -> Tail:
     """What follows a convolution or linear layer, as far as each value has one reader."""
     layer = program.graph_module.get_submodule(str(node.target))
-    channels = layer.weight.shape[0]  # type: ignore[union-attr]
+    channels = int(layer.weight.shape[0])  # type: ignore[union-attr]
     scale = torch.ones(channels, dtype=torch.float64)
     shift, other, value = torch.zeros(channels, dtype=torch.float64), "", node
     while (reader := _only_reader(value)) is not None:

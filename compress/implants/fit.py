@@ -87,9 +87,10 @@ def _fit(
     biased = isinstance(layers[-1].bias, nn.Parameter) or norm is not None
     layer = copy.copy(layer)
     layer._parameters = dict(layer._parameters)
-    layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight))) if biased else None
+    bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight))) if biased else None
+    layer.register_parameter("bias", bias)
     refit(layer, inputs, Targets(targets), ridge, generator)
-    offset = layer.bias.detach() if biased else None
+    offset = bias.detach() if bias is not None else None
     if whole:
         outputs = torch.cat([_places(layer, layer(x)) for x in inputs]).double()
         mean = outputs.mean(0) if biased else torch.zeros_like(outputs[0])
@@ -100,6 +101,8 @@ def _fit(
         if offset is not None:  # the mean is all of the outputs', not only of their projection
             linear = mean.to(main.dtype) - offset
             offset = offset + linear - main @ (main.T @ linear)
+    if offset is None:
+        return
     if isinstance(layers[-1].bias, nn.Parameter):
         layers[-1].bias.copy_(offset)
     elif norm is not None and norm.running_mean is not None:

@@ -73,15 +73,16 @@ class EngineSession:
         module = library.module
         with recording(module) as log:
             self._runtime = module.Runtime(logger(module))
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-            self._context = self._engine.create_execution_context() if self._engine is not None else None
-            if self._context is None:
+            engine = self._runtime.deserialize_cuda_engine(plan)
+            context = engine.create_execution_context() if engine is not None else None
+            if engine is None or context is None:
                 raise EnvironmentLacksError(
                     f"{library.name} {library.version} does not load the engine on this device",
                     where=source,
                     why="; ".join(messages(log, "ERROR")) or "it gave no reason",
                     hint="build it on this machine: secateur engine DIRECTORY",
                 )
+        self._engine, self._context = engine, context
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         reads = {name for name in names if self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT}
         self._dtypes = {name: _types(self._engine.get_tensor_dtype(name)) for name in names}

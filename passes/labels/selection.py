@@ -11,7 +11,7 @@ from ...errors import UserError
 from .analysis import Analysis
 from .groups import Group
 
-Keep = Mapping[str, Sequence[int]]
+Keep = Mapping[str, Sequence[int] | np.ndarray]
 """Kept units by group name; groups that are not named are kept whole."""
 
 
