@@ -9,7 +9,7 @@ and activations that alone follow the layer go into both branches: they fold int
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -131,13 +131,7 @@ def implant(program: Program, implants: Implants, *, keep: Keep | None = None, i
     kept = check_keep(analysis, keep or {})
     checked = check_implants(program, implants, kept, init)
     smaller = apply(program, kept, allow_unchanged=True) if kept else program.clone()
-    smaller = Program(
-        smaller.graph_module,
-        smaller.example_args,
-        smaller.example_kwargs,
-        smaller.static_batch,
-        (*smaller.history, "implant"),
-    )
+    smaller = replace(smaller, history=(*smaller.history, "implant"))
     positions = kept_positions(analysis, kept)
     sites, last = _placed(program, checked, positions)
     order = find_order(smaller, last)
@@ -153,9 +147,7 @@ def implant(program: Program, implants: Implants, *, keep: Keep | None = None, i
             _clear_beside_center(smaller, site)
         else:
             stand_ins.append((site, split(smaller, site.layer, _layers(smaller, site, init))))
-    result = Program(
-        tidy(smaller.graph_module), program.example_args, program.example_kwargs, program.static_batch, smaller.history
-    )
+    result = replace(smaller, graph_module=tidy(smaller.graph_module))
     propagate(result)
     found = []
     for site, paths in stand_ins:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,17 @@ def test_a_convolution_becomes_two_branches_that_fold_as_before() -> None:
     assert names.count("aten.relu.default") == 2 and max(i for i, n in enumerate(names) if "relu" in n) < joined
     assert not any("index" in name or "gather" in name for name in names)
     assert made.history[-2:] == ("apply", "implant")
+
+
+def test_dynamic_lengths_and_notes_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval()
+    program = replace(capture(model, torch.randn(2, 3, 9, 9), dynamic={"input": [2, 3]}), notes=("a note",))
+    made = implant(program, {"0": Implant((1, 6))}, keep={"0": [0, 1, 6]}).program
+    assert (made.dynamic, made.notes) == ({"input": (2, 3)}, ("a note",))
+    x = torch.randn(3, 3, 7, 12)
+    (expected,) = outputs(mask(program, {"0": [0, 1, 6]}, implants={"0": Implant((1, 6))}), (x,))
+    assert_close(outputs(made, (x,))[0], expected, 1e-5, "output")
 
 
 def test_the_program_stays_and_the_same_arguments_give_the_same_result() -> None:
