@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,21 +94,26 @@ def resolve(name: str, known: Mapping[str, Any], *, key: str) -> Any:
     return known[name] if name in known else load_factory(name, where=key, known=tuple(known))
 
 
-def capture_on(model: nn.Module, loader: Loader) -> Program:
+def capture_on(model: nn.Module, loader: Loader, dynamic: Mapping[str, Sequence[int]] | None = None) -> Program:
     """Captures the model on the first samples of a loader, or on its whole first batch if it runs on no other size.
 
+    Args:
+        model: The model.
+        loader: Yields batches.
+        dynamic: As in `capture`.
+
     Raises:
-        UserError: The loader is empty, or the model does not run on its batches.
+        UserError: The loader is empty, the model does not run on its batches, or has no such axis.
         UnsupportedError: The model cannot be captured.
     """
     args, kwargs = example_inputs(loader)
     try:
-        return capture(model, args, example_kwargs=kwargs)
+        return capture(model, args, example_kwargs=kwargs, dynamic=dynamic)
     except UnsupportedError:
         raise
     except UserError:
         args, kwargs = example_inputs(loader, samples=None)
-        return capture(model, args, example_kwargs=kwargs)
+        return capture(model, args, example_kwargs=kwargs, dynamic=dynamic)
 
 
 def example_inputs(loader: Loader, samples: int | None = 2) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -32,12 +32,14 @@ class ModelSpec(Section):
         args: Keyword arguments of the factory.
         checkpoint: safetensors file with its weights; None if the factory returns a trained model.
         allow_pickle: Also reads `.pt`/`.pth` checkpoints (weights only). Off by default.
+        dynamic: Axes besides the batch that may change their length, by argument of forward: `{input_ids: [1]}`.
     """
 
     factory: str
     args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     allow_pickle: bool = False
+    dynamic: dict[str, list[int]] = Field(default_factory=dict)
 
 
 class RankSpec(Section):
@@ -117,6 +119,21 @@ class PlanSpec(Section):
     implant_init: Literal["least-squares", "center", "zeros"] = "least-squares"
     structured: StructuredSettings = StructuredSettings()
 
+    @model_validator(mode="after")
+    def _everything_is_used(self) -> PlanSpec:
+        """What a planner cannot do is refused, not left out in silence."""
+        if self.by == "structured-chita":
+            for asked, key, remedy in (
+                (self.implant != "none", "implant", "leave it out, or take by: auto"),
+                (self.stages > 1, "stages", "it has stages of its own: set plan.structured.stages"),
+                (self.frontier > 0, "frontier", "set it to 0, or take by: milp"),
+            ):
+                if asked:
+                    raise ValueError(f"structured-chita takes no plan.{key}; {remedy}")
+        if self.frontier and self.implant != "none":
+            raise ValueError("the frontier is one of plans without implants; leave out plan.frontier or plan.implant")
+        return self
+
 
 class QuantizeSpec(Section):
     """Post-training quantisation, and training on the INT8 grid.
@@ -161,6 +178,14 @@ class Recipe(Section):
         if name not in TARGETS:
             raise ValueError(f"unknown target {name!r}; there is: {', '.join(TARGETS)}")
         return name
+
+    @model_validator(mode="after")
+    def _interactions_are_used(self) -> Recipe:
+        if self.plan.by == "structured-chita" and self.rank.options.get("interactions"):
+            raise ValueError(
+                "rank.interactions is not read by plan.by: structured-chita, which measures its own; leave it out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

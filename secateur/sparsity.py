@@ -110,7 +110,8 @@ class SparsifyJob:
         else:
             self.recipe = load_recipe(source, overrides)
             self.data = inputs.load_data(self.recipe.data)
-            self.dense = inputs.capture_on(inputs.load_model(self.recipe.model), self.data.calibration).eval()
+            spec = self.recipe.model
+            self.dense = inputs.capture_on(inputs.load_model(spec), self.data.calibration, spec.dynamic).eval()
         self.loss = inputs.resolve(self.recipe.loss, inputs.LOSSES, key="loss")
         self.metric = inputs.resolve(self.recipe.metric, inputs.METRICS, key="metric")
 

@@ -119,11 +119,14 @@ class Step:
 
 
 def _capture(context: Context, folder: Path) -> dict[str, Any]:
-    program = inputs.capture_on(inputs.load_model(context.recipe.model), context.data.calibration).eval()
+    spec = context.recipe.model
+    program = inputs.capture_on(inputs.load_model(spec), context.data.calibration, spec.dynamic).eval()
     context.keep(program, folder)
     frozen = {g.name: str(g.frozen) for g in program.groups if g.frozen}
     if program.static_batch:
         context.reporter.note(f"the batch size is fixed: {program.static_batch}")
+    for note in program.notes:
+        context.reporter.note(note)
     for name, reason in frozen.items():
         context.reporter.note(f"{name} stays whole: {reason}")
     return {
@@ -131,6 +134,7 @@ def _capture(context: Context, folder: Path) -> dict[str, Any]:
         "groups": {g.name: g.width for g in program.groups if not g.frozen},
         "frozen": frozen,
         "static_batch": program.static_batch,
+        "notes": list(program.notes),
         "score": context.score(program),
     }
 

@@ -45,6 +45,8 @@ def describe_program(program: Program) -> dict[str, Any]:
         "params": cost.params,
         "macs": cost.macs,
         "static_batch": program.static_batch,
+        "dynamic": {name: list(axes) for name, axes in program.dynamic.items()},
+        "notes": list(program.notes),
         "passes": list(program.history),
         "groups": [
             {
@@ -80,7 +82,7 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 def _program(source: Path) -> Program:
     if source.is_file():
         recipe = load_recipe(source)
-        return capture_on(load_model(recipe.model), load_data(recipe.data).calibration)
+        return capture_on(load_model(recipe.model), load_data(recipe.data).calibration, recipe.model.dynamic)
     for folder in (source, source / PROGRAM, source / STEPS["capture"].folder / PROGRAM):
         if (folder / "graph.json").is_file():
             return Program.load(folder)
@@ -101,6 +103,11 @@ def _show_program(found: dict[str, Any]) -> None:
     console.print(table)
     if found["static_batch"]:
         console.print(f"the batch size is fixed: {found['static_batch']}", markup=False)
+    for name, axes in found["dynamic"].items():
+        shown = ", ".join(map(str, axes))
+        console.print(f"{name} may have any length along axis {shown}", markup=False)
+    for note in found["notes"]:
+        console.print(note, markup=False)
 
 
 def _show_onnx(found: dict[str, Any]) -> None:

@@ -127,6 +127,7 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
     capture = facts["capture"]
     if capture["static_batch"]:
         yield f"the batch size is fixed: {capture['static_batch']}"
+    yield from capture.get("notes", ())
     for name, reason in capture["frozen"].items():
         yield f"{name} stays whole: {reason}"
     for name, reason in facts["quantize"]["float"].items():

@@ -131,3 +131,25 @@ def test_another_method_on_the_command_line_leaves_out_the_options_of_the_recipe
     default = write(tmp_path, yaml_text.MINIMAL + "rank: {draws: 4}\n")
     assert load_recipe(default, {"rank.method": "taylor"}, note=notes.append).rank.options == {}
     assert "option of gate-ggn" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ("plan: {by: structured-chita, implant: pointwise}", "structured-chita takes no plan.implant"),
+        ("plan: {by: structured-chita, stages: 3}", "set plan.structured.stages"),
+        ("plan: {by: structured-chita, frontier: 5}", "structured-chita takes no plan.frontier"),
+        ("plan: {implant: center, frontier: 5}", "the frontier is one of plans without implants"),
+        ("plan: {by: structured-chita}\nrank: {interactions: true}", "rank.interactions is not read"),
+    ],
+)
+def test_what_a_planner_cannot_use_is_refused(tmp_path, sections, told):
+    assert told in refusal(tmp_path, yaml_text.MINIMAL + sections + "\n")
+
+
+def test_planners_take_what_they_can_use(tmp_path):
+    for sections in (
+        "plan: {by: milp, implant: pointwise, stages: 2}\nrank: {interactions: true}",
+        "plan: {by: structured-chita, structured: {stages: 2}}\nrank: {method: magnitude}",
+    ):
+        load_recipe(write(tmp_path, yaml_text.MINIMAL + sections + "\n"))
