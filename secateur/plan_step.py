@@ -62,7 +62,8 @@ def make_plan(
         "seconds": spec.search_seconds,
         "note": context.reporter.note,
     }
-
+    if spec.by == "sensitivity" and table.interactions is not None:
+        context.reporter.note("plan.by sensitivity compares scores: interactions only order units inside their group")
     facts: dict[str, Any] = {}
     costs = Costs(program, context.target, options["stopwatch"])
 

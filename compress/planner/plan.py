@@ -205,6 +205,13 @@ def _share(value: float) -> str:
 
 
 def _check_arguments(by: str, floor: float, margin: float) -> None:
+    if by == "structured-chita":
+        raise UserError(
+            "structured-chita is no search over the scores of a ranking",
+            where="plan.by",
+            why="it chooses units jointly, from data and a loss",
+            hint="call secateur.compress.chita.structured.structured_chita, or set plan.by in a recipe",
+        )
     if by not in SEARCHES:
         raise UserError(
             f"unknown order {by!r}{did_you_mean(by, SEARCHES)}",

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -230,6 +231,13 @@ def test_arguments_out_of_range_are_refused():
     for floor in (-0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="floor"):
             make(floor=floor)
+
+
+def test_a_joint_choice_is_no_search_and_says_where_it_is():
+    with pytest.raises(UserError) as caught:
+        make(by="structured-chita")
+    (where,) = re.findall(r"(secateur[\w.]+)\.(\w+)", str(caught.value))
+    assert callable(getattr(import_module(where[0]), where[1]))
 
 
 def test_sensitivities_of_another_program_are_refused():
