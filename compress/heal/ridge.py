@@ -19,7 +19,7 @@ from ..sensitivity.batches import read_batches
 from .device import device_of
 from .lockstep import Lockstep, schedule
 from .refit import Targets, refit
-from .tail import tail_of
+from .tail import tails_of
 
 _VALUE_BYTES = 1 << 30
 """A value of all samples, of which several are held at a time, takes at most this."""
@@ -76,8 +76,8 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     layers = [node for node in refitted.graph.nodes if refittable(refitted, node) and _layer(rows, node) in callers]
     names = {node.name for node in dense.graph.nodes}
-    found_tails = {node.name: tail_of(refitted, node) for node in layers} if tails else {}
-    after = {name: [tail.other] for name, tail in found_tails.items() if tail.other in names}
+    found_tails = tails_of(refitted, layers, names) if tails else {}
+    after = {name: [tail.other] for name, tail in found_tails.items() if tail.other}
     with eval_mode(dense.module()), eval_mode(refitted.module()), torch.no_grad():
         wanted, found = Lockstep(dense, batches, after), Lockstep(refitted, batches, after)
         order = {node.name: place for place, node in enumerate(schedule(refitted.graph, after))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +35,32 @@ class Tail:
     end: str = ""
 
 
-def tail_of(program: Program, node: fx.Node) -> Tail:
-    """What follows a convolution or linear layer, as far as each value has one reader."""
+def tails_of(program: Program, layers: Sequence[fx.Node], known: Collection[str]) -> dict[str, Tail]:
+    """What follows each layer, so that no layer waits for another that waits for it.
+
+    Where two layers meet in a sum, as in a block with a projection on its shortcut, only the last is fitted to it: it
+    can make up for what the others lack.
+
+    Args:
+        program: The network.
+        layers: Nodes of the layers, in the order of the graph.
+        known: Names of the nodes that may be waited for.
+    """
+    found: dict[str, Tail] = {}
+    waits: dict[fx.Node, fx.Node] = {}
+    by_name = {node.name: node for node in program.graph.nodes}
+    for node in reversed(layers):
+        tail = tail_of(program, node)
+        if tail.other and (tail.other not in known or _depends(by_name[tail.other], node, waits)):
+            tail = tail_of(program, node, sums=False)
+        if tail.other:
+            waits[node] = by_name[tail.other]
+        found[node.name] = tail
+    return found
+
+
+def tail_of(program: Program, node: fx.Node, *, sums: bool = True) -> Tail:
+    """What follows a convolution or linear layer, as far as each value has one reader; up to a sum if not `sums`."""
     layer = program.graph_module.get_submodule(str(node.target))
     channels = int(layer.weight.shape[0])  # type: ignore[union-attr]
     scale = torch.ones(channels, dtype=torch.float64)
@@ -47,7 +72,7 @@ def tail_of(program: Program, node: fx.Node) -> Tail:
             scale, shift = scale * factor, shift * factor + constant
         elif isinstance(module, nn.ReLU) or name_of(reader.target) in _RELU:
             return Tail(scale, shift, other, True, value.name)
-        elif not other and (operand := _other_operand(reader, value)) is not None and not _depends(operand, node):
+        elif sums and not other and (operand := _other_operand(reader, value)) and not _depends(operand, node, {}):
             other = operand.name
         elif not isinstance(module, nn.Dropout | nn.Identity):
             break
@@ -84,8 +109,8 @@ def _other_operand(reader: fx.Node, value: fx.Node) -> fx.Node | None:
     return other if shapes[0] is not None and shapes[0] == shapes[1] else None
 
 
-def _depends(node: fx.Node, on: fx.Node) -> bool:
-    """Whether a value is computed from another."""
+def _depends(node: fx.Node, on: fx.Node, waits: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether a value is computed from another, or waits for it."""
     seen, stack = set(), [node]
     while stack:
         current = stack.pop()
@@ -94,4 +119,6 @@ def _depends(node: fx.Node, on: fx.Node) -> bool:
         if current not in seen:
             seen.add(current)
             stack.extend(current.all_input_nodes)
+            if current in waits:
+                stack.append(waits[current])
     return False
