@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
-from sparsity_cases.measure import CASES, SPARSITIES, run_all, stored
+from sparsity_cases.measure import BATCH_NORM_SAMPLES, CASES, SPARSITIES, run_all, stored
 from sparsity_cases.report import accuracy_table, seconds_table
 from sparsity_cases.setup import NORMALISATION, data_folder, read_setup
 from sparsity_cases.speed import growth, interleaved, ours, problem_of, theirs
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _accuracy(options: argparse.Namespace) -> list[str]:
-    setup = read_setup(options.data, options.protocol, test_images=500 if options.quick else None)
+    setup = read_setup(options.data, options.protocol, test_images=500 if options.quick else options.test_images)
     path = options.out / "accuracy.jsonl"
     dense = setup.accuracy(setup.program)
     cases = [case for case in CASES if options.only is None or case.label in options.only]
@@ -54,15 +54,21 @@ def _accuracy(options: argparse.Namespace) -> list[str]:
         cases = [case for case in cases if case.label in {"MP", "WF", "CHITA (BSO)"}]
     seeds = options.seeds[:1] if options.quick else options.seeds
     sparsities = [0.7] if options.quick else options.sparsities
+    if options.stages:
+        cases = [case.in_stages(options.stages) for case in cases]
     run_all(setup, cases, sparsities, seeds, path, common, _say)
-    records = [record for record in stored(path) if record["protocol"] == options.protocol]
+    images = len(setup.test.images)
+    wanted = (options.protocol, images)
+    records = [record for record in stored(path) if (record["protocol"], record["test_images"]) == wanted]
     count = len({record["seed"] for record in records})
-    head = f"Protocol {options.protocol}, dense {dense:.2f}, {count} seed(s), options {common}."
+    head = f"Protocol {options.protocol}, {images} test images, dense {dense:.2f}, {count} seed(s), options {common}."
     return [
         head,
         "",
         *accuracy_table(records, "kept", "Top-1, batch norm as it was:"),
-        *accuracy_table(records, "reestimated", "Top-1, batch norm re-estimated on 8192 training images:"),
+        *accuracy_table(
+            records, "reestimated", f"Top-1, batch norm re-estimated on {BATCH_NORM_SAMPLES} training images:"
+        ),
         *seconds_table(records),
     ]
 
@@ -118,6 +124,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--test-images", type=int, help="only so many of the 10000")
+    parser.add_argument("--stages", type=int, help="of methods that have several; their defaults if not given")
     parser.add_argument("--chita", type=Path, help="a copy of the public code")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/sparsity"))

@@ -19,6 +19,9 @@ from .setup import IGNORE, Setup
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
+BATCH_NORM_SAMPLES = 2048
+"""Training images for the second column."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -36,6 +39,12 @@ class Case:
     def stages(self) -> int:
         """How many."""
         return int(self.options.get("stages") or METHODS[self.options["method"]].stages)
+
+    def in_stages(self, stages: int) -> Case:
+        """The same in so many stages, and called so; a contender of one stage stays as it is."""
+        if self.stages == 1:
+            return self
+        return Case(f"{self.label}, {stages} stages", {**self.options, "stages": stages})
 
 
 CASES = (
@@ -73,12 +82,13 @@ def run_all(
         common: Options of all contenders (`samples`, …).
         say: Told every result.
     """
-    done = {(r["label"], r["sparsity"], r["seed"], r["protocol"]) for r in stored(path)}
+    images = len(setup.test.images)
+    done = {(r["label"], r["sparsity"], r["seed"], r["protocol"], r["test_images"]) for r in stored(path)}
     for seed in seeds:
         shared: DataMatrix | None = None
         for case in cases:
             for sparsity in sparsities:
-                if (case.label, sparsity, seed, setup.protocol) in done:
+                if (case.label, sparsity, seed, setup.protocol, images) in done:
                     continue
                 if shared is None and case.stages == 1 and METHODS[case.options["method"]].needs_data:
                     settings = SparsifySettings(**common, ignore=IGNORE)
@@ -101,12 +111,13 @@ def _run(
     begun = time.perf_counter(), time.process_time()
     result = sparsify(setup.program, setup.loader(seed), settings=SparsifySettings(**options), gradients=shared)
     seconds, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    healed = reestimate_batch_norm(result.program, setup.loader(seed), samples=8192)
+    healed = reestimate_batch_norm(result.program, setup.loader(seed), samples=BATCH_NORM_SAMPLES)
     return {
         "label": case.label,
         "sparsity": sparsity,
         "seed": seed,
         "protocol": setup.protocol,
+        "test_images": len(setup.test.images),
         "kept": setup.accuracy(result.program),
         "reestimated": setup.accuracy(healed),
         "zeros": result.facts["zeros"] / result.facts["weights"],
