@@ -35,8 +35,8 @@ _GAIN = 1e-3
 _MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, -2), (-1, 2))
 """Steps on the grid of λ and α / λ; the last two change λ and leave α as it is."""
 
-_RATE = 1.0
-"""α / λ that the search begins with."""
+_FIRST_RATES = (0.0, 1.0, 30.0)
+"""α / λ of the coarse grid that the search begins with."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def tune(
         stage: Its ridge does not matter; its offset, a number, is added to every α.
         ridges: Candidates for λ, rising.
         rates: Candidates for α / λ, rising.
-        near: λ and α / λ to begin with, the choice of the stage before; None looks at every second λ first.
+        near: λ and α / λ of the stage before, which are looked at besides a coarse grid.
     """
     path = Path(stage.problem, stage.constraint.project(stage.problem.center))
     given = 0.0 if isinstance(stage.problem.offset, Tensor) else stage.problem.offset
@@ -165,10 +165,12 @@ def tune(
             losses[place] = stage.loss_of(path.weights(ridges[place[0]], given + rates[place[1]] * ridges[place[0]]))
         return losses[place]
 
-    if near is None:
-        best = min(((i, _nearest(rates, _RATE)) for i in range(0, len(ridges), 2)), key=loss)
-    else:
-        best = (_nearest(ridges, near[0]), _nearest(rates, near[1]))
+    # Small λ are a plateau on which a walk stays, so that every stage looks at the whole grid first, coarsely.
+    seen = {_nearest(rates, rate) for rate in _FIRST_RATES}
+    coarse = list(itertools.product(range(0, len(ridges), 2), sorted(seen)))
+    if near is not None:
+        coarse.append((_nearest(ridges, near[0]), _nearest(rates, near[1])))
+    best = min(coarse, key=loss)
     while True:
         around = [(best[0] + i, best[1] + j) for i, j in _MOVES]
         around = [(i, j) for i, j in around if 0 <= i < len(ridges) and 0 <= j < len(rates)]
