@@ -20,6 +20,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    # So do the commands that tests start: two busy threads on cores that others use wait for each other for minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Weights that the demo trains are kept between test runs, but not in the user's own cache.
     if not os.environ.get("SECATEUR_CACHE") and (cache := getattr(config, "cache", None)):
         os.environ["SECATEUR_CACHE"] = str(cache.mkdir("secateur"))
