@@ -44,7 +44,7 @@ class Case:
         """The same in so many stages, and called so; a contender of one stage stays as it is."""
         if self.stages == 1:
             return self
-        return Case(f"{self.label}, {stages} stages", {**self.options, "stages": stages})
+        return Case(f"{self.label}, {stages} stage{'s' * (stages > 1)}", {**self.options, "stages": stages})
 
 
 CASES = (
