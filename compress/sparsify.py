@@ -25,7 +25,7 @@ from .chita.nm import NM, parse_pattern
 from .chita.outputs import output_rows
 from .chita.problem import Problem
 from .chita.schedule import sparsities
-from .chita.stage import RATES, RIDGES, HeldOut, Stage, Stream, tune
+from .chita.stage import LOW_RATES, RATES, RIDGES, HeldOut, Stage, Stream, tune
 from .chita.variables import Variables, find_variables
 from .data import Loader, LossFn
 from .heal.bn import reestimate_batch_norm
@@ -246,7 +246,8 @@ class _Run:
             settings.block_size,
         )
         if len(ridges) > 1 or asked == "auto":
-            rates = RATES if asked == "auto" else (0.0,)
+            tried = settings.solver == "bso" and settings.block_size is None  # what `tune` solves by
+            rates = (RATES if tried else LOW_RATES) if asked == "auto" else (0.0,)
             found = tune(stage, ridges=ridges, rates=rates, near=self.tuned)
             self.tuned = (found.ridge, found.rate)
             offset = given + found.rate * found.ridge if self.offset is None else self.offset

@@ -29,6 +29,9 @@ RATES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 High ones matter: most of a trained network's samples have next to no gradient, so that a λ small enough for the others
 to be compensated leaves α far below the 1 of a Newton step at low rates."""
 
+LOW_RATES = RATES[:6]
+"""For solvers other than the one that `tune` tries: blocks that each take the whole step go too far together."""
+
 _GAIN = 1e-3
 """The search ends where the loss falls by less than this share."""
 
