@@ -161,9 +161,9 @@ class Flow:
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         fixed = f"{op_name_of(self, node)} {_FIXED}"
         # A free vector along the size of heads (rotary frequencies, the scale of a norm of queries): the heads count.
-        if len(a.axes) > 1 and b.axes == (rank - 1,) and rank - 1 in a.axes and self.is_free(b):
+        if self._counts(a) and b.axes == (rank - 1,) and rank - 1 in a.axes and self.is_free(b):
             b = self.pin(node, b, b.axes, fixed)
-        elif len(b.axes) > 1 and a.axes == (rank - 1,) and rank - 1 in b.axes and self.is_free(a):
+        elif self._counts(b) and a.axes == (rank - 1,) and rank - 1 in b.axes and self.is_free(a):
             a = self.pin(node, a, a.axes, fixed)
         for first, second in ((a, b), (b, a)):
             alone = [axis for axis in first.axes if axis not in second.axes and second.shape[axis] > 1]
@@ -180,6 +180,10 @@ class Flow:
             ids = self.same(a.ids, b.ids, node, f"{op_name_of(self, node)} {_FIXED_PART}")
             return Labels(collapse_equal(ids), shape)
         return Labels((a if a.labelled else b).ids, shape)
+
+    def _counts(self, labels: Labels) -> bool:
+        """Whether these are computed and differ along several axes: heads and their size, no table of positions."""
+        return len(labels.axes) > 1 and not self.is_free(labels)
 
     def is_free(self, labels: Labels) -> bool:
         """Whether these are the labels of the elements of one free parameter or buffer."""
