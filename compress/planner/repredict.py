@@ -37,10 +37,11 @@ def repredict(program: Program, plan: Plan, sensitivity: Sensitivity) -> Plan:
         if known:
             found = replace(found, **_loss(name, line, sensitivity))
         lines[name] = line if found == line else replace(found, reason=EDITED)
-    if lines == dict(plan.groups):
-        return plan
     widths = {name: len(line.kept) for name, line in lines.items()}
-    told = replace(plan, groups=lines, planned=_cost(program, model, widths, plan), dense=dense)
+    planned = _cost(program, model, widths, plan)
+    if lines == dict(plan.groups) and planned == plan.planned:
+        return plan
+    told = replace(plan, groups=lines, planned=planned, dense=dense)
     if not known:
         return told
     removed = {name: line.removed for name, line in lines.items()}
@@ -54,12 +55,14 @@ def repredict(program: Program, plan: Plan, sensitivity: Sensitivity) -> Plan:
 def edits(before: Plan, after: Plan) -> Iterator[str]:
     """What `repredict` changed, in sentences: the groups, the totals, and budgets that no longer hold."""
     changed = [name for name, line in after.groups.items() if line != before.groups[name]]
-    if not changed:
+    if not changed and (after.planned, after.delta_loss) == (before.planned, before.delta_loss):
         return
+    # A group that was set back to keep has nothing left to predict: only the totals tell of it.
+    which = f": {', '.join(changed)}" if changed else ""
     loss = f"{after.delta_loss:.3g} ± {after.std_error:.2g} (was {before.delta_loss:.3g})"
     params = f"{after.planned.params:,} parameters (was {before.planned.params:,})"
     macs = f"{after.planned.macs:,} multiply-accumulates (was {before.planned.macs:,})"
-    yield f"the plan was edited: {', '.join(changed)}; predicted {after.unit} {loss}, {params}, {macs}"
+    yield f"the plan was edited{which}; predicted {after.unit} {loss}, {params}, {macs}"
     budget = Budget(**dict(after.budget))
     for name in ("params", "macs"):
         amount, cost = budget.amount(name), getattr(after.planned, name)

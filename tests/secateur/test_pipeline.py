@@ -109,7 +109,7 @@ def test_an_edited_plan_is_used_by_the_steps_after_it(copy):
     plan.write_text(text)
     code, _, err = secateur("apply", copy)
     assert code == ExitCode.OK, err
-    assert "edited by hand" in err and "the plan was edited: conv" in err and "does not meet the budget" in err
+    assert "edited by hand" in err and "the plan was edited" in err and "does not meet the budget" in err
     assert manifest(copy)["steps"]["04-apply"]["facts"]["cost"]["params"] > before
 
 
