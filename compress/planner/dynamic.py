@@ -1,8 +1,8 @@
 """Exact search by dynamic programming, for networks whose groups form chains and one cost that is limited.
 
-Two groups are neighbours if a term of the cost depends on both. Where every group has at most two neighbours and there
-is no cycle, the groups are taken in the order of their chains. For each width of the last group taken, the states are
-the pairs (cost, predicted rise) that no other beats in both: the multiple-choice knapsack of Sinha and Zoltners (1979),
+Blocks that may be dropped count as groups here. Two groups are neighbours if a term of the cost depends on both. Where
+every group has at most two neighbours and there is no cycle, the groups are taken in the order of their chains. For
+each width of the last group taken, the states are the pairs (cost, predicted rise) that no other beats in both: the multiple-choice knapsack of Sinha and Zoltners (1979),
 with dominance as in Nemhauser and Ullmann (1969), carried along the chain.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .levels import share
 from .problem import ROUNDING, Problem
 from .solution import Solution
 
@@ -38,7 +39,7 @@ def solve(problem: Problem) -> Solution | None:
     rest = _least_rest(order, alone, between)
     stages: list[list[_States]] = []
     for place, group in enumerate(order):
-        rise, own = problem.choices[group].rise, alone[group]
+        rise, own = problem.parts[group].rise, alone[group]
         before = stages[-1] if place else [_States.start(float(problem.levels.constant[column]))]
         pair = between.get((order[place - 1], group)) if place else None
         stage = [
@@ -109,7 +110,7 @@ def _limited(problem: Problem) -> int | None:
 
 def _chain(problem: Problem) -> list[int] | None:
     """All groups in an order in which neighbours follow each other, or None if there is no such order."""
-    free = [len(choice.widths) > 1 for choice in problem.choices]
+    free = [len(part.rise) > 1 for part in problem.parts]
     neighbours: dict[int, set[int]] = {i: set() for i in range(len(free))}
     for groups in _groups_of_terms(problem):
         varying = [group for group in groups if free[group]]
@@ -130,28 +131,30 @@ def _chain(problem: Problem) -> list[int] | None:
 
 
 def _groups_of_terms(problem: Problem) -> Iterator[tuple[int, ...]]:
-    """The groups that each term depends on."""
+    """The parts (groups and blocks) that each term depends on."""
     for term in problem.levels.terms:
-        slopes = np.array([problem.levels.axes[axis][1] for axis in term.axes])
-        yield tuple(np.flatnonzero(slopes.any(axis=0)).tolist())
+        slopes = [problem.levels.axes[axis][1] for axis in term.axes]
+        yield tuple(
+            i for i, part in enumerate(problem.parts) if any(slope[place] for slope in slopes for place in part.places)
+        )
 
 
 def _tabulate(problem: Problem, column: int) -> tuple[list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
-    """One cost by the width of each group, and by the widths of two neighbours (both orders)."""
-    levels = problem.levels
-    alone = [np.zeros(len(choice.widths)) for choice in problem.choices]
+    """One cost by the level of each part, and by the levels of two neighbours (both orders)."""
+    levels, parts = problem.levels, problem.parts
+    alone = [np.zeros(len(part.rise)) for part in parts]
     between: dict[tuple[int, int], np.ndarray] = {}
-    full = np.array([choice.widths[0] for choice in problem.choices], dtype=np.int64)
     for term, groups in zip(levels.terms, _groups_of_terms(problem), strict=True):
-        varying = [g for g in groups if len(problem.choices[g].widths) > 1] or list(groups[:1])
-        shape = tuple(len(problem.choices[g].widths) for g in varying)
-        widths = np.repeat(full[None], int(np.prod(shape)), axis=0)
-        for g, index in zip(varying, np.indices(shape).reshape(len(shape), -1), strict=True):
-            widths[:, g] = problem.choices[g].widths[index]
+        varying = [g for g in groups if len(parts[g].rise) > 1] or list(groups[:1])
+        shape = tuple(len(parts[g].rise) for g in varying)
+        places = dict(zip(varying, np.indices(shape).reshape(len(shape), -1), strict=True))
         at = []
         for axis in term.axes:
-            fixed, slope = levels.axes[axis]
-            at.append(np.searchsorted(levels.sizes[axis], fixed + widths @ np.array(slope, dtype=np.int64)))
+            size = np.full(int(np.prod(shape)), levels.axes[axis][0])
+            for g in groups:
+                added = share(levels.axes[axis], parts[g])
+                size += added[places[g]] if g in places else added[0]
+            at.append(np.searchsorted(levels.sizes[axis], size))
         values = term.values[..., column][tuple(at)].reshape(shape)
         if len(varying) == 1:
             alone[varying[0]] += values

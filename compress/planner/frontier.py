@@ -77,7 +77,7 @@ def frontier(
     given = {limit.budget for limit in limits}
     varied = next(name for name in ORDER if name in given)
     columns = np.array([limit.budget == varied for limit in limits])
-    highest = problem.costs(np.zeros((1, len(problem.choices)), dtype=np.int64))[0]
+    highest = problem.costs(problem.first[None])[0]
     lowest = _least(problem, columns, seconds)
     found: list[Point] = []
     for share in np.linspace(0.0, 1.0, points):

@@ -19,7 +19,7 @@ def greedy(problem: Problem) -> np.ndarray:
     Returns:
         int64 [groups]: position of each group in its allowed widths.
     """
-    start = np.zeros(len(problem.choices), dtype=np.int64)
+    start = problem.first
     position = give_back(problem, cut(problem, start))
     improved = True
     while improved:

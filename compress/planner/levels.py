@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
 from ..cost.axes import Axis
 from ..cost.terms import Column
+
+
+class Part(Protocol):
+    """Something of which one level is chosen: the units of a group, or whether a block stays."""
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The quantities that it sets: their places in the slopes of axes."""
+        ...
+
+    @property
+    def amounts(self) -> np.ndarray:
+        """int64 [levels, places]: what each level sets them to."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class LevelTerm:
 
 @dataclass(frozen=True)
 class Levels:
-    """Costs over all allowed widths.
+    """Costs over all allowed levels.
 
     Attributes:
         names: Of the costs.
@@ -44,12 +59,12 @@ class Levels:
     constant: np.ndarray
 
     @staticmethod
-    def of(columns: Sequence[Column], widths: Sequence[np.ndarray]) -> Levels:
+    def of(columns: Sequence[Column], parts: Sequence[Part]) -> Levels:
         """Tabulates costs.
 
         Args:
             columns: The costs.
-            widths: Allowed widths of each group.
+            parts: What is chosen.
         """
         axes: dict[Axis, int] = {}
         sizes: list[np.ndarray] = []
@@ -60,7 +75,7 @@ class Levels:
                 for axis in term.axes:
                     if axis not in axes:
                         axes[axis] = len(axes)
-                        sizes.append(reachable(axis, widths))
+                        sizes.append(sizes_of(axis, parts))
                 places = tuple(axes[axis] for axis in term.axes)
                 distinct = tuple(sorted(set(places)))
                 values = merged.setdefault(
@@ -73,19 +88,34 @@ class Levels:
         terms = tuple(LevelTerm(places, values) for places, values in merged.items() if places)
         return Levels(tuple(column.name for column in columns), tuple(axes), tuple(sizes), terms, constant)
 
-    def costs(self, widths: np.ndarray) -> np.ndarray:
-        """Costs float64 [choices, costs] at allowed widths int64 [choices, groups]."""
-        slope = np.array([slope for _, slope in self.axes], dtype=np.int64).reshape(len(self.axes), widths.shape[1])
-        at = widths @ slope.T + np.array([fixed for fixed, _ in self.axes], dtype=np.int64)
+    def costs(self, amounts: np.ndarray) -> np.ndarray:
+        """Costs float64 [choices, costs] at quantities int64 [choices, quantities] that the levels can give."""
+        slope = np.array([slope for _, slope in self.axes], dtype=np.int64).reshape(len(self.axes), amounts.shape[1])
+        at = amounts @ slope.T + np.array([fixed for fixed, _ in self.axes], dtype=np.int64)
         level = [np.searchsorted(sizes, at[:, i]) for i, sizes in enumerate(self.sizes)]
-        total = np.repeat(self.constant[None], len(widths), axis=0)
+        total = np.repeat(self.constant[None], len(amounts), axis=0)
         for term in self.terms:
             total += term.values[tuple(level[axis] for axis in term.axes)]
         return total
 
 
-def reachable(axis: Axis, widths: Sequence[np.ndarray]) -> np.ndarray:
+def share(axis: Axis, part: Part) -> np.ndarray:
+    """What each level of a part adds to the size of an axis, int64 [levels]."""
+    slope = np.array([axis[1][place] for place in part.places], dtype=np.int64)
+    return part.amounts @ slope
+
+
+def sizes_of(axis: Axis, parts: Sequence[Part]) -> np.ndarray:
     """The sizes that an axis can have."""
+    found = np.array([axis[0]], dtype=np.int64)
+    for part in parts:
+        if any(axis[1][place] for place in part.places):
+            found = np.unique(found[:, None] + share(axis, part)[None])
+    return found
+
+
+def reachable(axis: Axis, widths: Sequence[np.ndarray]) -> np.ndarray:
+    """The sizes that an axis can have at these widths of each group."""
     found = np.array([axis[0]], dtype=np.int64)
     for slope, allowed in zip(axis[1], widths, strict=True):
         if slope:

@@ -1,9 +1,10 @@
 """Exact search as a mixed-integer programme, solved by HiGHS through scipy.
 
 The cost of a layer depends on its width in *and* its width out, so it is not linear in either. It is made so in the
-usual way: one 0/1 variable for each allowed width of each group (and for each size of an axis that several groups lie
-on), and for each layer one weight for each pair of sizes. The weights of a layer have the variables of its two axes as
-marginals; as those pick one size each, the weights pick one pair, and they need not be integer variables themselves.
+usual way: one 0/1 variable for each level of each part (the allowed widths of a group, with and without implants; a
+block that stays or goes) and for each size of an axis that several parts lie on, and for each layer one weight for each
+pair of sizes. The weights of a layer have the variables of its axes as marginals; as those pick one size each, the
+weights pick one pair, and they need not be integer variables themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from .levels import share
 from .problem import Problem
 from .solution import Solution
 
@@ -103,8 +105,8 @@ class _Model:
         self.problem, self.levels, self.rows = problem, problem.levels, _Rows()
         self.size, self.extra = 0, extra
         self.integer: list[np.ndarray] = []
-        self.groups = [self._variables(len(choice.widths), True) for choice in problem.choices]
-        for variables in self.groups:
+        self.parts = [self._variables(len(part.rise), True) for part in problem.parts]
+        for variables in self.parts:
             self._one_of(variables)
         self.axes = [self._axis(place) for place in range(len(self.levels.axes))]
         self.terms = [self._term(term.axes, term.values.shape[:-1]) for term in self.levels.terms]
@@ -125,8 +127,8 @@ class _Model:
     def rise(self) -> np.ndarray:
         """The predicted rise of the loss as a function of the variables, in units of the largest."""
         objective = np.zeros(self.size)
-        for variables, choice in zip(self.groups, self.problem.choices, strict=True):
-            objective[variables] = choice.rise
+        for variables, part in zip(self.parts, self.problem.parts, strict=True):
+            objective[variables] = part.rise
         return objective
 
     def cost(self, column: int) -> np.ndarray:
@@ -156,7 +158,7 @@ class _Model:
             )
         if result.x is None:
             return None
-        position = np.array([int(result.x[variables].argmax()) for variables in self.groups], dtype=np.int64)
+        position = np.array([int(result.x[variables].argmax()) for variables in self.parts], dtype=np.int64)
         bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
         return position, float(bound) * scale
 
@@ -171,26 +173,27 @@ class _Model:
         self.rows.add(variables, np.ones(len(variables)), 1.0, 1.0)
 
     def _axis(self, place: int) -> np.ndarray:
-        """A variable for each size of an axis: that of the group's width if one group lies on it alone."""
-        (fixed, slope), sizes = self.levels.axes[place], self.levels.sizes[place]
-        on_it = [i for i, s in enumerate(slope) if s and len(self.groups[i]) > 1]
+        """A variable for each size of an axis: that of a part's level if one part lies on it alone."""
+        axis, sizes = self.levels.axes[place], self.levels.sizes[place]
+        shares = [share(axis, part) for part in self.problem.parts]
+        on_it = [i for i, added in enumerate(shares) if np.ptp(added)]
         if len(on_it) == 1:
-            group = on_it[0]
-            rest = fixed + sum(s * int(c.widths[0]) for i, (s, c) in enumerate(self._slopes(slope)) if i != group)
-            at = rest + slope[group] * self.problem.choices[group].widths
-            return self.groups[group][np.argsort(at)]
+            (part,) = on_it
+            at = axis[0] + sum(int(added[0]) for i, added in enumerate(shares) if i != part) + shares[part]
+            if len(at) == len(sizes):
+                return self.parts[part][np.argsort(at)]
+            variables = self._variables(len(sizes), False)
+            for variable, size in zip(variables, sizes, strict=True):
+                levels = self.parts[part][at == size]
+                self.rows.add(np.append(levels, variable), np.append(np.ones(len(levels)), -1.0), 0.0, 0.0)
+            return variables
         variables = self._variables(len(sizes), True)
         self._one_of(variables)
-        parts = [(variables, -sizes.astype(np.float64))]
-        parts += [
-            (self.groups[i], s * c.widths.astype(np.float64)) for i, (s, c) in enumerate(self._slopes(slope)) if s
-        ]
-        at, value = (np.concatenate(side) for side in zip(*parts, strict=True))
-        self.rows.add(at, value, -float(fixed), -float(fixed))
+        terms = [(variables, -sizes.astype(np.float64))]
+        terms += [(self.parts[i], added.astype(np.float64)) for i, added in enumerate(shares) if added.any()]
+        at, value = (np.concatenate(side) for side in zip(*terms, strict=True))
+        self.rows.add(at, value, -float(axis[0]), -float(axis[0]))
         return variables
-
-    def _slopes(self, slope: tuple[int, ...]) -> list:
-        return list(zip(slope, self.problem.choices, strict=True))
 
     def _term(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """A variable for each combination of sizes of a term's axes, whose marginals are the axes' variables."""

@@ -1,4 +1,4 @@
-"""The planning problem: the widths that every group may have, the loss predicted for each, and the limits."""
+"""The planning problem: what may be chosen for every group and block, the loss predicted for each, and the limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...errors import UserError, did_you_mean
 from ...passes.labels.groups import Group
 from ..cost.terms import Column
 from ..sensitivity.table import Scores, Sensitivity
-from .levels import Levels
+from .levels import Levels, Part
 from .order import own_interactions, removal_order
 
 ROUNDING = 1e-9
@@ -23,17 +23,21 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Choice:
-    """The widths that one group may have.
+    """The levels that one group may have: widths, or widths with implants among what is kept.
 
     Attributes:
         group: The group.
         column: Its place in the cost model.
         order: int64 [width]: units, least sensitive first.
-        widths: Allowed widths, descending; the first is the full width.
-        rise: float64 [widths]: predicted rise of the loss at each allowed width; never falls. A negative score is noise
-            larger than the score, no promise that a cut does good: it counts as nothing.
+        widths: int64 [levels]: kept units, descending, each once if there are no implants; the first level keeps all.
+        rise: float64 [levels]: predicted rise of the loss; never falls where there are no implants. A negative score is
+            noise larger than the score, no promise that a cut does good: it counts as nothing.
         scores: Scores by unit; None where the group is kept whole.
         reason: Why it is kept whole, or "".
+        steps: float64 [width]: what each unit adds to the rise, in the order of removal.
+        implanted: int64 [levels]: how many of the kept units have an implant, the first that would go next.
+        ranks: int64 [levels]: rank of the implant; 0 for none, or one without a rank.
+        further: Places of `implanted` and `ranks` in the slopes of axes; empty without implants.
     """
 
     group: Group
@@ -43,30 +47,101 @@ class Choice:
     rise: np.ndarray
     scores: Scores | None = None
     reason: str = ""
+    steps: np.ndarray | None = None
+    implanted: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    further: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """See `Part`."""
+        return (self.column, *self.further)
+
+    @cached_property
+    def amounts(self) -> np.ndarray:
+        """See `Part`."""
+        beside = [amount for amount in (self.implanted, self.ranks) if amount is not None]
+        return np.stack([self.widths, *beside[: len(self.further)]], axis=1)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Whether a residual block stays: it does at position 0, at position 1 it is gone.
+
+    Attributes:
+        name: Name of the block.
+        place: Its place in the slopes of axes; the quantity is 1 while it stays.
+        rise: float64 [2]: measured rise of the loss.
+    """
+
+    name: str
+    place: int
+    rise: np.ndarray
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """See `Part`."""
+        return (self.place,)
+
+    @property
+    def amounts(self) -> np.ndarray:
+        """See `Part`."""
+        return np.array([[1], [0]], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One allowed width a group is to be chosen: costs within the limits, at the least predicted rise of the loss.
+    """One level of each part is to be chosen: costs within the limits, at the least predicted rise of the loss.
 
     Attributes:
         choices: One a group, in the program's order.
-        columns: The costs as functions of the widths.
+        columns: The costs as functions of the quantities that are chosen.
         limits: float64 [costs]: their limits.
+        drops: Blocks that may go. Positions are those of the groups, then those of the blocks.
     """
 
     choices: tuple[Choice, ...]
     columns: tuple[Column, ...]
     limits: np.ndarray
+    drops: tuple[Drop, ...] = ()
+
+    @cached_property
+    def parts(self) -> tuple[Choice | Drop, ...]:
+        """All that is chosen."""
+        return (*self.choices, *self.drops)
 
     @cached_property
     def levels(self) -> Levels:
-        """The costs, tabulated over the allowed widths."""
-        return Levels.of(self.columns, [choice.widths for choice in self.choices])
+        """The costs, tabulated over the allowed levels."""
+        parts: list[Part] = list(self.parts)
+        return Levels.of(self.columns, parts)
 
     def widths(self, position: np.ndarray) -> np.ndarray:
-        """Widths [..., groups] at positions [..., groups] in each group's `widths`."""
-        return self._table[np.arange(len(self.choices)), position]
+        """Widths [..., groups] at positions [..., parts]."""
+        return self._table[np.arange(len(self.choices)), position[..., : len(self.choices)]]
+
+    def amounts(self, position: np.ndarray) -> np.ndarray:
+        """All quantities int64 [..., quantities] at positions [..., parts]."""
+        widths = self.widths(position)
+        if not self._further:
+            return widths
+        size = 1 + max(place for part in self.parts for place in part.places)
+        found = np.zeros((*position.shape[:-1], max(size, self._extent)), dtype=np.int64)
+        found[..., : widths.shape[-1]] = widths
+        for i in self._further:
+            part = self.parts[i]
+            found[..., list(part.places)] = part.amounts[position[..., i]]
+        return found
+
+    @cached_property
+    def _further(self) -> list[int]:
+        """Parts that set more than a width."""
+        return [i for i, part in enumerate(self.parts) if isinstance(part, Drop) or part.further]
+
+    @cached_property
+    def _extent(self) -> int:
+        """Quantities that the slopes of axes know."""
+        return next((len(axis[1]) for column in self.columns for term in column.terms for axis in term.axes), 0)
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -76,20 +151,25 @@ class Problem:
         return table
 
     def costs(self, positions: np.ndarray) -> np.ndarray:
-        """Costs float64 [choices, costs] of many positions [choices, groups]."""
-        return self.levels.costs(self.widths(positions))
+        """Costs float64 [choices, costs] of many positions [choices, parts]."""
+        return self.levels.costs(self.amounts(positions))
 
     def rise(self, position: np.ndarray) -> float:
-        """Predicted rise of the loss at a position [groups]."""
-        return float(sum(c.rise[p] for c, p in zip(self.choices, position, strict=True)))
+        """Predicted rise of the loss at a position [parts]."""
+        return float(sum(part.rise[p] for part, p in zip(self.parts, position, strict=True)))
+
+    @property
+    def first(self) -> np.ndarray:
+        """int64 [parts]: the position that keeps everything."""
+        return np.zeros(len(self.parts), dtype=np.int64)
 
     @property
     def last(self) -> np.ndarray:
-        """int64 [groups]: position of the smallest allowed width."""
-        return np.array([len(c.widths) - 1 for c in self.choices], dtype=np.int64)
+        """int64 [parts]: position of the last level, which keeps least."""
+        return np.array([len(part.rise) - 1 for part in self.parts], dtype=np.int64)
 
     def fits(self, positions: np.ndarray) -> np.ndarray:
-        """Whether positions [choices, groups] are within the limits, up to rounding."""
+        """Whether positions [choices, parts] are within the limits, up to rounding."""
         return np.all(self.costs(positions) <= self.limits * (1 + ROUNDING), axis=1)
 
 
@@ -162,7 +242,7 @@ def _choice(
         return Choice(group, column, np.arange(group.width), whole, np.zeros(1), None, reason)
     order, sums = removal_order(scores.delta_loss, block)
     widths = np.array([group.width, *range((group.width - 1) // step * step, least - 1, -step)], dtype=np.int64)
-    return Choice(group, column, order, widths, sums[group.width - widths], scores)
+    return Choice(group, column, order, widths, sums[group.width - widths], scores, steps=np.diff(sums))
 
 
 def grid_step(group: Group, align: int) -> int:
@@ -176,4 +256,4 @@ def grid_step(group: Group, align: int) -> int:
 
 def widths_by_name(problem: Problem, position: np.ndarray) -> Mapping[str, int]:
     """Widths of the groups at a position."""
-    return {c.group.name: int(c.widths[p]) for c, p in zip(problem.choices, position, strict=True)}
+    return {c.group.name: int(c.widths[p]) for c, p in zip(problem.choices, position, strict=False)}

@@ -115,7 +115,7 @@ def _plain(limit: Limit) -> str:
 
 
 def _nothing_to_remove(problem: Problem, limits: Sequence[Limit]) -> BudgetError | None:
-    position = np.zeros(len(problem.choices), dtype=np.int64)
+    position = problem.first
     costs = problem.costs(position[None])[0]
     over = [limit for limit, fits in zip(limits, _within(costs, problem.limits), strict=True) if not fits]
     if not over:

@@ -214,7 +214,7 @@ def _problem(choices: tuple[Choice, ...], limits: tuple[Limit, ...]) -> Problem:
 
 def _partial(problem: Problem, part: float) -> Problem:
     """The problem with limits that are only a part of the way from the costs at full width."""
-    whole = problem.costs(np.zeros((1, len(problem.choices)), dtype=np.int64))[0]
+    whole = problem.costs(problem.first[None])[0]
     return replace(
         problem, limits=np.where(whole > problem.limits, whole + part * (problem.limits - whole), problem.limits)
     )
