@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,27 +100,79 @@ def _linear(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | No
 
 
 def _product(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | None) -> Layer | None:
-    """`x @ weight` and `addmm` with a parameter [inputs, outputs], as GPT-2 has them: a linear layer, transposed.
+    """`x @ weight` and `addmm` with a parameter [inputs, outputs], as GPT-2 has them; `x @ weight.T`, as Falcon has it.
 
-    Only if the parameter is read in this way alone: else its other readers would need the tensor as it is.
+    A bias that is added to the product belongs to the layer: then the sum is the layer, see `_biased_product`.
     """
+    alone = list(node.users)
+    if len(alone) == 1 and _biased_product(alone[0], values, module) is not None:
+        return None
+    return _linear_product(node, values)
+
+
+def _biased_product(node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module | None) -> Layer | None:
+    """`x @ weight + bias`, with a bias for every output and nothing else that reads the product."""
+    if node.target is not aten.add.Tensor or arguments(node)["alpha"] != 1:
+        return None
+    first, second = (arguments(node)[name] for name in ("self", "other"))
+    for product, bias in ((first, second), (second, first)):
+        both = isinstance(product, fx.Node) and isinstance(bias, fx.Node) and bias.op == "get_attr"
+        if both and product.target in _PRODUCTS and len(product.users) == 1:
+            layer = _linear_product(product, values)
+            if layer is None or "bias" in layer.tensors or values[bias].shape != (layer.spec.options["out_features"],):
+                continue
+            tensors = {**layer.tensors, "bias": bias}
+            return replace(layer, spec=ModuleSpec("Linear", {**layer.spec.options, "bias": True}), tensors=tensors)
+    return None
+
+
+def _linear_product(node: fx.Node, values: Mapping[fx.Node, Any]) -> Layer | None:
+    """A product with a matrix of parameters as a linear layer, without what is added to it outside of `addmm`."""
     given = arguments(node)
     source, weight = (given[name] for name in _PRODUCTS[node.target])
+    turned = _turned(weight)
     bias = given["self"] if node.target is aten.addmm.default else None
     plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1
     names = {"weight": "weight"} | ({"bias": "bias"} if bias is not None else {})
-    tensors = _tensors({"weight": weight, "bias": bias}, names)
+    tensors = _tensors({"weight": turned or weight, "bias": bias}, names)
     if tensors is None or not plain or source.op == "get_attr" or values[source].ndim < 2:
         return None
-    value: Tensor = values[weight]
-    readers = [user for user in weight.users if user.target in _PRODUCTS]
-    alone = len(readers) == len(weight.users) and all(arguments(u)[_PRODUCTS[u.target][1]] is weight for u in readers)
-    if value.ndim != 2 or not alone or (bias is not None and values[bias].shape != value.shape[1:]):
+    value: Tensor = values[tensors["weight"]]
+    if value.ndim != 2 or not (turned or _only_multiplied(weight)):
         return None
-    inputs, outputs = value.shape
+    outputs, inputs = value.shape if turned else value.shape[::-1]
+    if bias is not None and values[bias].shape != (outputs,):
+        return None
     options = {"in_features": inputs, "out_features": outputs, "bias": bias is not None}
-    return Layer(ModuleSpec("Linear", options), source, tensors, transposed=True)
+    return Layer(ModuleSpec("Linear", options), source, tensors, transposed=not turned)
 
+
+def _turned(node: Any) -> fx.Node | None:
+    """The parameter of which the node is the transpose, if it is one: such a weight lies as linear layers have it."""
+    if not isinstance(node, fx.Node) or node.target not in _TURNS:
+        return None
+    source, *axes = node.args
+    if axes and isinstance(axes[0], Sequence):
+        axes = list(axes[0])
+    matrix = isinstance(source, fx.Node) and source.op == "get_attr"
+    swaps = [axis % 2 for axis in axes] in ([], [0, 1], [1, 0])
+    if not matrix or not swaps:
+        return None
+    # The permutation (0, 1) moves nothing; as two axes to swap it does.
+    return None if node.target is aten.permute.default and axes[0] % 2 == 0 else source
+
+
+def _only_multiplied(weight: fx.Node) -> bool:
+    """Whether a parameter is read as the second factor alone: else its other readers would need it as it is."""
+    return all(
+        user.target in _PRODUCTS and arguments(user)[_PRODUCTS[user.target][1]] is weight for user in weight.users
+    )
+
+
+_TURNS = frozenset({
+    aten.t.default, aten.numpy_T.default, aten.mT.default, aten.transpose.int, aten.permute.default,
+})  # fmt: skip
+"""Operations that transpose a matrix."""
 
 _PRODUCTS: Mapping[Any, tuple[str, str]] = {
     aten.addmm.default: ("mat1", "mat2"),
@@ -241,6 +293,7 @@ RULES: Mapping[Any, Rule] = {
     aten.conv_transpose3d.input: _convolution(3, transposed=True),
     aten.linear.default: _linear,
     **dict.fromkeys(_PRODUCTS, _product),
+    aten.add.Tensor: _biased_product,
     aten.batch_norm.default: _statistics_norm("BatchNorm", "training"),
     aten.instance_norm.default: _statistics_norm("InstanceNorm", "use_input_stats"),
     aten.layer_norm.default: _layer_norm,

@@ -76,6 +76,9 @@ class _Rebuild:
             self.names.setdefault(id(tensor), []).append(name)
         self.modules = dict(self.source.named_modules(remove_duplicate=False))
         self.taken = set(self.modules) | set(self.tensors)
+        self.found = {node: layer for node in self.exported.graph.nodes if (layer := self.layer_of(node))}
+        self.inside = self.nodes_inside()
+        self.free = {str(n.target) for n in self.exported.graph.nodes if n.users and n not in self.inside}
 
     def run(self) -> fx.GraphModule:
         for node in self.exported.graph.nodes:
@@ -88,7 +91,7 @@ class _Rebuild:
             self.nodes[node] = self.graph.placeholder(str(node.target))
         elif node.op == "output":
             self.graph.output(fx.map_arg(node.args[0], self.read))
-        elif node.op == "call_function" and not is_assertion(node.target):
+        elif node.op == "call_function" and node not in self.inside and not is_assertion(node.target):
             self.nodes[node] = self.call(node)
         # get_attr nodes are made where they are read; `_guards_fn` is a call_module that only checks input shapes.
 
@@ -111,10 +114,24 @@ class _Rebuild:
             self.nodes[node] = self.graph.get_attr(name)
         return self.nodes[node]
 
+    def layer_of(self, node: fx.Node) -> Layer | None:
+        """The layer that a node becomes, if it becomes one."""
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        return rule(node, self.values, self.module_at(module_path(node))) if rule else None
+
+    def nodes_inside(self) -> set[fx.Node]:
+        """Tensors and calls that are read by layers alone and are part of them, as the transpose of a weight is."""
+        inside: set[fx.Node] = set()
+        inputs = {layer.input for layer in self.found.values()}
+        for node in reversed(self.exported.graph.nodes):
+            parts = all(user in inside or user in self.found for user in node.users)
+            if node.users and parts and node not in inputs:
+                inside.add(node)
+        return inside
+
     def call(self, node: fx.Node) -> fx.Node:
         path, line = module_path(node), in_text(node.meta.get("stack_trace") or "")
-        rule = RULES.get(node.target)
-        layer = rule(node, self.values, self.module_at(path)) if rule else None
+        layer = self.found.get(node)
         if layer:
             target = self.put(layer, path)
             new = self.graph.call_module(target, (self.read(layer.input),))
@@ -159,6 +176,9 @@ class _Rebuild:
         earlier = holder._modules.get(last)
         if earlier is not None:
             module._modules.update(earlier._modules)
+            for attribute, tensor in [*earlier._parameters.items(), *earlier._buffers.items()]:
+                if tensor is not None and attribute not in {**module._parameters, **module._buffers}:
+                    attach(module, attribute, tensor)
         holder.add_module(last, module)
         return path
 
@@ -177,15 +197,26 @@ class _Rebuild:
             return stack_path if known else self.fresh(stack_path, layer.spec.type.lower())
         attribute, tensor = next(iter(tensors.items()))
         names = self.names[id(tensor)]
-        if stack_path and f"{stack_path}.{attribute}" in names:
-            return stack_path
-        for name in names:
+        called = [name for name in names if name == f"{stack_path}.{attribute}"]
+        for name in (*called, *names):
             owner, _, last = name.rpartition(".")
-            if last == attribute and owner:
+            if last == attribute and owner and not self.would_take_more(owner, layer, tensors):
                 return owner
         parent, _, last = names[0].rpartition(".")
         stem = last.removesuffix(attribute).rstrip("_") or layer.spec.type.lower()
         return self.fresh(parent, stem, key=(layer.spec, tuple((a, id(t)) for a, t in tensors.items())))
+
+    def would_take_more(self, owner: str, layer: Layer, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the layer, put in the place of `owner`, would apply a tensor that the graph applies by itself.
+
+        A linear layer without a bias next to a `bias` that is added later, for one.
+        """
+        declared = build(layer.spec)
+        names = {*declared._parameters, *declared._buffers}
+        return any(
+            f"{owner}.{name}" in self.free and self.tensors[f"{owner}.{name}"] is not tensors.get(name)
+            for name in names
+        )
 
     def fresh(self, parent: str, stem: str, key: object = None) -> str:
         """A path below `parent` that the user has not taken."""
