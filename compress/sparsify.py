@@ -31,6 +31,7 @@ from .data import Loader, LossFn
 from .heal.bn import reestimate_batch_norm
 from .heal.device import device_of
 from .heal.evaluate import cross_entropy
+from .heal.ridge import reconstruct
 from .methods import METHODS, MethodInfo
 from .sparsify_settings import SparsifySettings
 
@@ -162,7 +163,7 @@ class _Run:
         self.tuned: tuple[float, float] | None = None
         self.given: DataMatrix | None = None
         self.offset: Tensor | None = None
-        self.dense = program.clone() if settings.model == "outputs" else program
+        self.dense = program.clone() if settings.model == "outputs" or settings.refit == "layers" else program
         if method.needs_data:
             assert loader is not None
             self.stream = Stream(loader, program, self.device)
@@ -180,6 +181,8 @@ class _Run:
         else:
             w = magnitude.prune(center, constraint)
         self.variables.write(self.program, w)
+        if self.settings.refit == "layers":
+            self.refit()
         if self.settings.batch_norm == "stages" and number + 1 < total:
             assert self.loader is not None
             self.program = _reestimate(self.program, self.loader)
@@ -187,6 +190,17 @@ class _Run:
         self.journal.append(entry)
         if self.progress:
             self.progress(number + 1, total, **{**entry, "stage": "stages"})
+
+    def refit(self) -> None:
+        """The weights that remain, fitted to what the layers of the dense network compute."""
+        assert self.loader is not None
+        tensors = self.variables.tensors(self.program)
+        every = self.program.module().named_parameters()
+        free = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in every}
+        free |= {name: tensor != 0 for name, tensor in tensors.items()}
+        samples = self.settings.refit_samples
+        found = reconstruct(self.dense, self.program, {}, self.loader, samples=samples, free=free)
+        self.program = replace(found, history=self.program.history)
 
     def gradients(self, number: int, total: int) -> DataMatrix:
         """The data matrix at the present weights."""
@@ -282,11 +296,11 @@ def _constraints(
             hint="leave out all but one of pattern, block, macs and scope='layer'",
         )
     stages = settings.stages or method.stages
-    if settings.stages and settings.stages > 1 and method.stages == 1:
+    if settings.stages and settings.stages > 1 and method.stages == 1 and settings.refit == "none":
         raise UserError(
             f"method {settings.method} has one stage",
             where="sparsify.stages",
-            hint="take method='chita++'",
+            hint="take method='chita++', or refit='layers' that changes the weights between stages",
         )
     if settings.pattern is not None:
         # All stages are re-linearisations of the same pattern: N:M has no half-way.

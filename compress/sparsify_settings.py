@@ -42,6 +42,9 @@ class SparsifySettings(BaseModel):
         storage: Where the gradients are held; `auto` decides by memory.
         folder: For `disk`; the system's temporary folder if None.
         batch_norm: Statistics are `kept`, or re-estimated after the last (`end`) or every (`stages`) stage.
+        refit: `layers` solves, after every stage, layer by layer for the weights that remain, so that each layer comes
+            as near as it can to what it computes in the dense network (`heal.ridge.reconstruct`); `none` does not.
+        refit_samples: Samples that it reads.
         seed: Of what is drawn at random (`cbs`).
     """
 
@@ -68,4 +71,6 @@ class SparsifySettings(BaseModel):
     storage: Storage = "auto"
     folder: str | None = None
     batch_norm: Literal["kept", "end", "stages"] = "end"
+    refit: Literal["none", "layers"] = "none"
+    refit_samples: int = Field(default=1024, ge=1)
     seed: int = Field(default=0, ge=0)

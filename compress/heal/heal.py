@@ -13,6 +13,7 @@ from ...passes.labels.selection import Keep
 from ...passes.program import Program
 from ..data import Loader, LossFn, MetricFn
 from .evaluate import cross_entropy, top1
+from .masks import zero_masks
 from .settings import HealSettings
 from .start import candidates, choose
 from .train import ProgressFn, fit
@@ -64,7 +65,8 @@ def heal(
         train: Training batches.
         loss: Mean loss of a batch.
         teacher: Network to distil from: the dense one.
-        keep: Kept units by group name, by which `program` was made from `teacher`; what reconstruction needs.
+        keep: Kept units by group name, by which `program` was made from `teacher`; what reconstruction needs. None is
+            right for a network that only lost weights to zeros.
         implants: What stands in for which units, if `program` has implants.
         settings: Of the repairs and the training.
         validation: Chooses the start and the best epoch.
@@ -77,6 +79,9 @@ def heal(
         UserError: See `fit`; or the method needs a teacher and a plan.
     """
     settings = settings or HealSettings()
+    masks = zero_masks(program, settings.training())
+    if keep is None and masks and "apply" not in program.history:
+        keep = {}  # zeros were made, no channel went
     if settings.method != "train" and (teacher is None or keep is None):
         raise UserError(
             f"healing by method {settings.method} needs the dense network and the plan",
@@ -93,6 +98,7 @@ def heal(
         implants=implants,
         reconstruct_samples=settings.reconstruct_samples if settings.method != "train" else 0,
         ridge=settings.ridge,
+        free=masks,
     )
     best, *others = choose(found, train, loss, validation=validation, metric=metric, samples=samples)
     result = fit(

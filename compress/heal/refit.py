@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,7 +76,14 @@ class Targets:
         return torch.where(below, start + sign * (sign * (prediction - start)).clamp_max(0.0), target)
 
 
-def refit(layer: Layer, inputs: Sequence[Tensor], targets: Targets, ridge: float, generator: torch.Generator) -> None:
+def refit(
+    layer: Layer,
+    inputs: Sequence[Tensor],
+    targets: Targets,
+    ridge: float,
+    generator: torch.Generator,
+    free: Tensor | None = None,
+) -> None:
     """Solves Σ ‖t − W x‖² + λ ‖W − W₀‖² for the weights (and bias) of one layer, in place.
 
     Args:
@@ -85,6 +92,7 @@ def refit(layer: Layer, inputs: Sequence[Tensor], targets: Targets, ridge: float
         targets: What it should compute.
         ridge: λ over the mean diagonal of Σ x xᵀ.
         generator: Draws positions where there are more than are needed.
+        free: bool, of the weight's shape: where it may change. The rest stays as it is, zeros for instance.
     """
     width = layer.weight[0].numel() + (layer.bias is not None)
     old = layer.weight.flatten(1).double()
@@ -100,20 +108,45 @@ def refit(layer: Layer, inputs: Sequence[Tensor], targets: Targets, ridge: float
     strength = ridge * float(gram.diagonal().mean())
     if not math.isfinite(strength) or strength <= 0.0:
         return  # Nothing reaches the layer: nothing to learn from.
-    root = torch.linalg.cholesky(gram + strength * torch.eye(width, dtype=gram.dtype, device=gram.device))
-    new = old + torch.cholesky_solve((cross - old @ gram).T, root).T
+    gram_ridge = gram + strength * torch.eye(width, dtype=gram.dtype, device=gram.device)
+    if free is not None:
+        free = free.to(gram.device).flatten(1)
+        free = F.pad(free, (0, 1), value=True) if layer.bias is not None else free
+    solve = _factored(gram_ridge) if free is None else _restricted(gram_ridge, free)
+    new = old + solve(cross - old @ gram)
     for _ in range(_SWEEPS if targets.rectified else 0):
         cross.zero_()
         for read, target, start in _equations(layer, inputs, targets, picks):
             assert start is not None
             prediction = read @ new.T.to(read.dtype)
             cross += (targets.follow(target, start, prediction).T @ read).double()
-        new = old + torch.cholesky_solve((cross - old @ gram).T, root).T
+        new = old + solve(cross - old @ gram)
     new = new.to(layer.weight.dtype)
     if layer.bias is not None:
         layer.bias.copy_(new[:, -1])
         new = new[:, :-1]
     layer.weight.copy_(new.reshape(layer.weight.shape))
+
+
+def _factored(system: Tensor) -> Callable[[Tensor], Tensor]:
+    """Solves right sides [rows, width] by one factorisation."""
+    root = torch.linalg.cholesky(system)
+    return lambda right: torch.cholesky_solve(right.T, root).T
+
+
+def _restricted(system: Tensor, free: Tensor) -> Callable[[Tensor], Tensor]:
+    """Solves right sides [rows, width], each in its free unknowns alone; the others are zero."""
+
+    def solve(right: Tensor) -> Tensor:
+        found = torch.zeros_like(right)
+        for row, mask in enumerate(free):
+            index = mask.nonzero().squeeze(1)
+            if len(index):
+                root = torch.linalg.cholesky(system[index[:, None], index])
+                found[row, index] = torch.cholesky_solve(right[row, index, None], root).squeeze(1)
+        return found
+
+    return solve
 
 
 @dataclass(frozen=True)

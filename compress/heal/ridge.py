@@ -35,6 +35,7 @@ def reconstruct(
     implants: Implants | None = None,
     ridge: float = 1e-3,
     tails: bool = True,
+    free: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[..., Any] | None = None,
 ) -> Program:
@@ -63,6 +64,7 @@ def reconstruct(
         samples: How many samples are read at most; fewer where one value of all of them would take more than 1 GiB.
         ridge: λ over the mean diagonal of Σ x xᵀ.
         tails: Whether sums and ReLUs behind a layer are minded.
+        free: By name of a weight, bool of its shape: where it may change. A layer without any is left as it is.
         seed: Of the positions that are drawn where an image has more than are needed.
         progress: Told `progress(done, total)` after every layer.
 
@@ -83,6 +85,9 @@ def reconstruct(
         order = {node.name: place for place, node in enumerate(schedule(refitted.graph, after))}
         source, outputs = "", []
         for done, node in enumerate(sorted(layers, key=lambda node: order[node.name]), start=1):
+            mask = (free or {}).get(f"{node.target}.weight")
+            if mask is not None and not bool(mask.any()):
+                continue
             # A layer and the implant beside it, which comes next, are fitted to outputs of the same dense layer.
             if _layer(rows, node) != source:
                 source = _layer(rows, node)
@@ -102,7 +107,7 @@ def reconstruct(
             if tail is not None and node.name in after:
                 skips = list(zip(remaining(wanted.value(tail.other)), found.value(tail.other), strict=True))
             targets = Targets(remaining(outputs), tail, skips)
-            refit(layer, inputs, targets, ridge, generator)  # type: ignore[arg-type]
+            refit(layer, inputs, targets, ridge, generator, mask)  # type: ignore[arg-type]
             if progress:
                 progress(done, len(layers))
     return refitted

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...passes.implant_form import Implants
@@ -54,6 +55,7 @@ def candidates(
     implants: Implants | None = None,
     reconstruct_samples: int = 0,
     ridge: float = 1e-3,
+    free: Mapping[str, Tensor] | None = None,
 ) -> Mapping[str, Program]:
     """The pruned network, and what repairs make of it.
 
@@ -66,11 +68,12 @@ def candidates(
         implants: What stands in for which units.
         reconstruct_samples: Samples for the reconstruction; 0 leaves it out.
         ridge: Its strength.
+        free: Where the weights of a sparse network may change, by name.
     """
     found = {PRUNED: program}
-    if dense is not None and (keep or implants) and reconstruct_samples:
+    if dense is not None and (keep or implants or free) and reconstruct_samples:
         found[RECONSTRUCTED] = reconstruct(
-            dense, program, keep or {}, train, implants=implants, samples=reconstruct_samples, ridge=ridge
+            dense, program, keep or {}, train, implants=implants, samples=reconstruct_samples, ridge=ridge, free=free
         )
     if any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in program.module().modules()):
         for name, result in ((PRUNED, BATCH_NORM), (RECONSTRUCTED, BOTH)):

@@ -171,3 +171,34 @@ def test_ridge_without_a_plan_says_what_to_pass() -> None:
     program, _, loader = _program(nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 6)), 7)
     with pytest.raises(UserError, match="needs the dense network and the plan"):
         heal(program, loader, settings=HealSettings(method="both"))
+
+
+def test_weights_that_may_not_change_stay_and_the_others_solve_their_own_regression() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    program, x, loader = _program(model, 6)
+    sparse = program.clone()
+    free = torch.rand(4, 8) < 0.5
+    free[1] = False  # a row without any: its bias alone is fitted
+    layer = sparse.graph_module.get_submodule("2")
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.mul_(free)
+    nothing = torch.zeros(8, 6, dtype=torch.bool)
+    refitted = reconstruct(program, sparse, {}, loader, ridge=0.1, free={"0.weight": nothing, "2.weight": free})
+    found = refitted.graph_module.get_submodule("2")
+    assert isinstance(found, nn.Linear)
+    assert not bool(found.weight[~free].any())
+    first = program.graph_module.get_submodule("0")
+    assert isinstance(first, nn.Linear)
+    torch.testing.assert_close(refitted.graph_module.get_submodule("0").weight, first.weight, rtol=0, atol=0)
+    with torch.no_grad():
+        read = torch.cat([first(x).relu(), x.new_ones(SAMPLES, 1)], 1)
+        strength = (0.1 * read.square().sum(0).mean()).sqrt()
+        for row in range(4):
+            index = torch.cat([free[row].nonzero().squeeze(1), torch.tensor([8])])
+            old = torch.cat([layer.weight[row], layer.bias[row, None]])[index]
+            equations = torch.cat([read[:, index], strength * torch.eye(len(index), dtype=torch.float64)])
+            wanted = torch.cat([_out(program, x)[:, row], strength * old])
+            solution = torch.linalg.lstsq(equations, wanted[:, None]).solution.squeeze(1)
+            torch.testing.assert_close(torch.cat([found.weight[row], found.bias[row, None]])[index], solution)

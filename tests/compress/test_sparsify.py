@@ -243,3 +243,44 @@ def test_batches_of_keyword_inputs_work():
 
     settings = SparsifySettings(samples=64, holdout=32, stages=2, sparsity=0.5)
     assert sparsify(program, data, loss, settings=settings).facts["zeros"] == 72
+
+
+def test_layers_refitted_come_nearer_to_the_dense_network_and_keep_their_zeros(program):
+    ignore = ("conv2.weight",)
+    plain, fitted = (
+        run(program, method="magnitude", sparsity=0.7, batch_norm="kept", ignore=ignore, refit=refit)
+        for refit in ("none", "layers")
+    )
+    weights = [dict(result.program.module().named_parameters()) for result in (plain, fitted)]
+    for name in plain.zeros:
+        assert torch.equal(weights[0][name] == 0, weights[1][name] == 0)
+    before = dict(program.module().named_parameters())
+    assert torch.equal(weights[1]["conv2.weight"], before["conv2.weight"])
+    x = DATA[0][0]
+    with torch.no_grad():
+        dense, *found = (p.module()(x) for p in (program, plain.program, fitted.program))
+    errors = [float((y - dense).square().mean()) for y in found]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_magnitude_takes_stages_only_where_something_changes_between_them(program):
+    with pytest.raises(UserError, match="one stage") as refused:
+        run(program, method="magnitude", stages=3)
+    assert "refit='layers'" in refused.value.hint
+    result = run(program, method="magnitude", stages=3, refit="layers", batch_norm="kept")
+    assert [entry["stage"] for entry in result.facts["stages"]] == [1, 2, 3]
+    assert result.facts["zeros"] == result.facts["weights"] - int(0.4 * result.facts["weights"] + 1e-6)
+    again = run(program, method="magnitude", stages=3, refit="layers", batch_norm="kept")
+    for first, second in zip(result.program.module().parameters(), again.program.module().parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_healing_in_closed_form_keeps_zeros(program):
+    sparse = run(program, method="magnitude", sparsity=0.7, batch_norm="kept").program
+    healed = heal(sparse, DATA, teacher=program, settings=HealSettings(method="ridge"))
+    assert "reconstructed" in healed.starts
+    found = dict(healed.starts["reconstructed"].module().named_parameters())
+    for name, weight in sparse.module().named_parameters():
+        if weight.ndim > 1:
+            assert torch.equal(weight == 0, found[name] == 0)
+    assert any(not torch.equal(w, found[n]) for n, w in sparse.module().named_parameters())
