@@ -58,6 +58,10 @@ CASES = (
     Case("CHITA++, no gradient", {"method": "chita++", "first_order": 0.0}),
     Case("CHITA++ (ours)", {"method": "chita++"}),
     Case("CHITA++ on outputs (ours)", {"method": "chita++", "model": "outputs"}),
+    Case("MP, layers refitted", {"method": "magnitude", "refit": "layers"}),
+    Case("MP in 4 stages, layers refitted", {"method": "magnitude", "refit": "layers", "stages": 4}),
+    Case("CHITA (BSO), layers refitted", {"method": "chita-bso", "refit": "layers"}),
+    Case("CHITA++ in 4 stages, layers refitted", {"method": "chita++", "refit": "layers", "stages": 4}),
     Case("CHITA++ (ours), batch norm in every stage", {"method": "chita++", "batch_norm": "stages"}),
 )
 
