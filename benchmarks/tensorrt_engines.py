@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         built: dict[str, list[Row]] = {}
         for network in chosen:
             print(f"building {network.name}", file=sys.stderr, flush=True)
-            built[network.name] = build_all(network, library, settings, folder)
+            built[network.name] = list(build_all(network, library, settings, folder))
         where = device.name if device else f"no GPU; {cpu_facts()['cpu']}"
         print(
             f"{library.name} {library.version}, torch {torch.__version__}, Python {platform.python_version()}, {where}"
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         if device is None:
             print("Not run: there is no CUDA device here.")
             return
-        print("| network | precision | batch | median ms | p90 | p99 | times as fast as FP32 |")
+        print("| network | form | batch | median ms | p90 | p99 | times as fast as FP32 |")
         print("|---|---|---:|---:|---:|---:|---:|")
         for network in chosen:
             for line in time_engines(built[network.name], network, (1, 32), options.seconds):
@@ -64,17 +64,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print_builds(rows: list[Row]) -> None:
-    print("| network | precision | ONNX kB | engine kB | build s | CPU s | INT8 layers | file against program |")
+    print("| network | form | ONNX kB | engine kB | build s | CPU s | INT8 layers | file against program |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         sizes = f"{row.onnx_bytes / 1000:,.0f} | {row.plan_bytes / 1000:,.0f}"
         times = f"{row.seconds:.2f} | {row.cpu_seconds:.2f}"
         layers = f"{row.integer} of {row.total}"
-        print(f"| {row.network} | {row.precision} | {sizes} | {times} | {layers} | {row.error:.1e} |")
+        print(f"| {row.network} | {row.form} | {sizes} | {times} | {layers} | {row.error:.1e} |")
     print("\nLayers of the INT8 engines that are not INT8:\n")
     for row in rows:
         for reason, count in row.float_reasons.items():
-            print(f"- {row.network}: {count}, because {reason}")
+            print(f"- {row.network}, {row.form}: {count}, because {reason}")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

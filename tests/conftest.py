@@ -50,6 +50,16 @@ def _share_out(config, items):
         item.add_marker(pytest.mark.xdist_group(name))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Shows what tests measured (`record_property("measured", text)`), so that a log of CI has the figures."""
+    passed = terminalreporter.stats.get("passed", [])
+    lines = [text for report in passed for name, text in report.user_properties if name == "measured"]
+    if lines:
+        terminalreporter.section("measured")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     torch.manual_seed(0)

@@ -1,11 +1,12 @@
-"""Builds FP32, FP16 and INT8 engines of one network, and compares what the files compute on the CPU."""
+"""Builds engines of one network, dense and pruned, and compares what the files compute on the CPU."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,15 +16,44 @@ from secateur.compress.calibrate import calibrate
 from secateur.compress.quantize import prepare
 from secateur.export.lower import lower_program
 from secateur.export.ort_session import open_session
-from secateur.export.targets import TARGETS
+from secateur.export.targets import TARGETS, Target
 from secateur.export.tensorrt.engine_file import ensure_engine
 from secateur.export.tensorrt.export_engine import module_paths
 from secateur.export.tensorrt.library import Library
 from secateur.export.tensorrt.settings import EngineSettings
 from secateur.passes.capture import capture
 from secateur.passes.program import Program
+from secateur.passes.prune import apply
 
 from .networks import Network, settle
+
+
+@dataclass(frozen=True)
+class Form:
+    """A network as it may be deployed.
+
+    Attributes:
+        name: For the table.
+        pruned: At half its widths.
+        quantised: On INT8.
+        half: What is not on INT8 is FP16; else FP32.
+    """
+
+    name: str
+    pruned: bool = False
+    quantised: bool = False
+    half: bool = True
+
+
+INT8 = Form("INT8", quantised=True)
+FORMS = (
+    Form("FP32", half=False),
+    Form("FP16"),
+    INT8,
+    Form("FP16, pruned", pruned=True),
+    Form("INT8, pruned", pruned=True, quantised=True),
+)
+"""What is built; the first is what the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +62,7 @@ class Row:
 
     Attributes:
         network: Name of the network.
-        precision: FP32, FP16 or INT8.
+        form: Name of its form.
         onnx_bytes: Size of the ONNX file.
         plan_bytes: Size of the engine.
         seconds: Time of the build.
@@ -46,7 +76,7 @@ class Row:
     """
 
     network: str
-    precision: str
+    form: str
     onnx_bytes: int
     plan_bytes: int
     seconds: float
@@ -58,53 +88,75 @@ class Row:
     float_reasons: dict[str, int]
 
 
-def build_all(network: Network, library: Library, settings: EngineSettings, folder: Path) -> list[Row]:
-    """Builds every precision of a network.
+def build_all(
+    network: Network, library: Library, settings: EngineSettings, folder: Path, forms: Sequence[Form] = FORMS
+) -> Iterator[Row]:
+    """Builds a network in several forms.
 
     Args:
         network: What.
         library: With what.
         settings: How.
         folder: Where files go.
+        forms: Which forms.
+
+    Yields:
+        A row for each form, when its engine is there.
     """
     torch.manual_seed(0)
     x = network.inputs(network.samples)
-    program = capture(settle(network.make(), x), (x,)).eval()
+    dense = capture(settle(network.make(), x), (x,)).eval()
     target = TARGETS["tensorrt-rtx" if library.ahead_of_time else "tensorrt"]
-    prepared, _ = prepare(program, target.scheme)
-    quantised = calibrate(prepared, [(x, torch.zeros(len(x)))], samples=len(x)).eval()
-    forms: dict[str, tuple[Program, Any]] = {
-        "FP32": (program, dataclasses.replace(target, half=False)),
-        "FP16": (program, target),
-        "INT8": (quantised, target),
-    }
-    rows = []
-    for precision, (form, profile) in forms.items():
-        path = folder / f"{network.name.split(',')[0].replace(' ', '-').lower()}-{precision.lower()}.onnx"
-        onnx.save(lower_program(form, profile).model, path)
-        plan = path.with_suffix(".plan")
-        facts, _ = ensure_engine(path, plan, settings, library, paths=module_paths(form))
-        found = facts["precision"]
-        reasons: dict[str, int] = {}
-        for entry in found["entries"]:
-            if not entry["integer"]:
-                reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-        rows.append(
-            Row(
-                network.name,
-                precision,
-                path.stat().st_size,
-                facts["bytes"],
-                facts["seconds"],
-                facts["cpu_seconds"],
-                found["integer"],
-                found["total"],
-                _difference(form, path, network.inputs(2)),
-                plan,
-                reasons if precision == "INT8" else {},
-            )
-        )
-    return rows
+    stem = network.name.split(",")[0].replace(" ", "-").lower()
+    for form in forms:
+        program = halved(dense, x) if form.pruned else dense
+        if form.quantised:
+            prepared, _ = prepare(program, target.scheme)
+            program = calibrate(prepared, [(x, torch.zeros(len(x)))], samples=len(x)).eval()
+        path = folder / f"{stem}-{form.name.replace(', ', '-').lower()}.onnx"
+        profile = dataclasses.replace(target, half=form.half)
+        yield _build(network, form, program, profile, path, library, settings)
+
+
+def halved(program: Program, inputs: torch.Tensor, grid: int = 16) -> Program:
+    """The program with half the units of every group that stays on the grid; which ones is left to chance."""
+    keep = {}
+    for group in program.groups:
+        kept = -(-group.width // (2 * grid)) * grid
+        if group.frozen is None and kept < group.width:
+            keep[group.name] = list(range(kept))
+    smaller = apply(program, keep)
+    settle(smaller.graph_module, inputs)
+    return smaller.eval()
+
+
+def _build(
+    network: Network,
+    form: Form,
+    program: Program,
+    target: Target,
+    path: Path,
+    library: Library,
+    settings: EngineSettings,
+) -> Row:
+    onnx.save(lower_program(program, target).model, path)
+    plan = path.with_suffix(".plan")
+    facts, _ = ensure_engine(path, plan, settings, library, paths=module_paths(program))
+    found = facts["precision"]
+    floats = Counter(entry["reason"] for entry in found["entries"] if not entry["integer"])
+    return Row(
+        network.name,
+        form.name,
+        path.stat().st_size,
+        facts["bytes"],
+        facts["seconds"],
+        facts["cpu_seconds"],
+        found["integer"],
+        found["total"],
+        _difference(program, path, network.inputs(2)),
+        plan,
+        dict(floats) if form.quantised else {},
+    )
 
 
 def _difference(program: Program, path: Path, x: torch.Tensor) -> float:

@@ -19,7 +19,7 @@ from .networks import Network, settle
 
 def time_engines(rows: Sequence[Row], network: Network, batches: Sequence[int], seconds: float) -> Iterator[str]:
     """Lines of a table: paired and interleaved times of a network's engines; FP32 is the baseline."""
-    paths: dict[str, Path] = {row.precision: row.plan for row in rows}
+    paths: dict[str, Path] = {row.form: row.plan for row in rows}
     inputs = network.inputs(1)
     examples = None if inputs.is_floating_point() else {"ids": inputs.numpy()}
     try:
@@ -28,11 +28,11 @@ def time_engines(rows: Sequence[Row], network: Network, batches: Sequence[int], 
         yield f"| {network.name} | | not run: {error.what} ({error.why}) | | | | |"
         return
     for entry in report.batches:
-        for precision, found in entry.models.items():
+        for form, found in entry.models.items():
             ratio = found.speedup
             times = f"{found.median:.4g} | {found.p90:.4g} | {found.p99:.4g}"
             yield (
-                f"| {network.name} | {precision} | {entry.batch} | {times} "
+                f"| {network.name} | {form} | {entry.batch} | {times} "
                 f"| {ratio.median:.3g} ({ratio.low:.3g} to {ratio.high:.3g}) |"
             )
 

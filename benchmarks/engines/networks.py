@@ -126,10 +126,11 @@ NETWORKS = (
 
 
 def settle(module: nn.Module, inputs: Tensor) -> nn.Module:
-    """Gives random weights batch norm statistics of their own, so that values neither vanish nor explode."""
+    """Gives weights batch norm statistics of their own, so that values neither vanish nor explode."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
     with torch.no_grad():
         module.train()(inputs)
     return module.eval()

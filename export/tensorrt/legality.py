@@ -274,6 +274,23 @@ def turing_products(network: Network) -> Iterator[Finding]:
             yield network.finding("Turing", node, "compute capability 7.5 has no matrix product with FP32 results", fix)
 
 
+def turing_integers(network: Network) -> Iterator[Finding]:
+    """Compute capability 7.5 has no integer kernels in TensorRT-RTX, and an engine has one code for its whole list."""
+    if "7.5" not in network.capabilities:
+        return
+    layers = [
+        node
+        for node in network.nodes
+        if node.op_type in INTEGER_LAYERS and not float_reason(node, network.producer, network.constants)
+    ]
+    if layers:
+        others = [capability for capability in network.capabilities if capability != "7.5"]
+        reason = f"compute capability 7.5 has no integer kernels: all {len(layers)} integer layers compute on floats"
+        reason += f", and on {', '.join(others)} as well, for one code serves the whole list" if others else ""
+        fix = "leave 7.5 out, or build an engine for it alone"
+        yield network.finding("Turing", layers[0], reason, fix, illegal=False)
+
+
 def sparse_pattern(network: Network) -> Iterator[Finding]:
     """If sparse kernels are asked for, weights keep the 2:4 pattern."""
     if not network.sparse:
@@ -316,6 +333,7 @@ RULES: tuple[Callable[[Network], Iterator[Finding]], ...] = (
     constant_scale,
     one_type,
     turing_products,
+    turing_integers,
     sparse_pattern,
     integer_kernels,
 )

@@ -95,6 +95,13 @@ def test_turing_takes_no_products_with_fp32_results():
         assert not any(f.rule == "Turing" for f in check_legality(GRAPHS[name](), capabilities=("8.6",)))
 
 
+def test_turing_takes_the_integers_from_every_gpu_in_the_list():
+    model = GRAPHS["integer convolution"]()
+    (remark,) = check_legality(model, capabilities=("8.6", "7.5"))
+    assert (remark.rule, remark.node, remark.illegal) == ("Turing", "c", False) and "on 8.6 as well" in remark.reason
+    assert not check_legality(GRAPHS["half convolution"](), capabilities=("8.6", "7.5"))
+
+
 def _sparse_model(keep_second: bool):
     g = Graph()
     first = g.conv(g.qdq("x", "a"), "c")
