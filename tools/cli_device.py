@@ -38,6 +38,12 @@ def engine(
     batch: Annotated[
         str | None, typer.Option(help="Smallest, best and largest batch size.", metavar="MIN,BEST,MAX")
     ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shapes of an input with dynamic axes; several times for several.", metavar="INPUT=MIN,BEST,MAX"
+        ),
+    ] = None,
     capability: Annotated[
         list[str] | None, typer.Option(help="Compute capability, such as 8.9; several times for several.")
     ] = None,
@@ -52,6 +58,7 @@ def engine(
 
     options: dict[str, Any] = {
         "batch": _numbers(batch, "--batch") if batch else None,
+        "profiles": dict(_profile(text) for text in profile) if profile else None,
         "capabilities": capability or None,
         "workspace_mib": workspace,
         "sparse": sparse,
@@ -68,3 +75,15 @@ def _numbers(text: str, option: str) -> list[int]:
     if not found or min(found) < 1:
         raise UserError(f"{option} {text} is no list of batch sizes", hint=f"{option} 1,32")
     return found
+
+
+def _profile(text: str) -> tuple[str, dict[str, list[int]]]:
+    """Input and shapes of a profile such as `ids=1x16,8x128,32x256`."""
+    name, _, shapes = text.rpartition("=")
+    try:
+        sizes = [[int(size) for size in shape.split("x")] for shape in shapes.split(",")]
+    except ValueError:
+        sizes = []
+    if not name or len(sizes) != 3:
+        raise UserError(f"--profile {text} is no profile", hint="--profile ids=1x16,8x128,32x256")
+    return name, dict(zip(("min", "best", "max"), sizes, strict=True))

@@ -1,4 +1,4 @@
-"""`secateur inspect`: what a recipe's model, a run, a program, a ranking, an artifact or an ONNX file is."""
+"""`secateur inspect`: what a recipe's model, a run, a program, a ranking, an artifact, an engine or an ONNX file is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from ..passes.program import Program
 from ..recipe_file import load_recipe
 from ..steps import PROGRAM, STEPS, TABLE
 from .console import stdout_console
+from .inspect_engine import describe_engines, is_for_tensorrt, show_engines
 from .ranking import describe_ranking, load_ranking, show_ranking
 
 
 def inspect(source: Path, *, as_json: bool) -> None:
-    """Prints the groups of a program, the scores of a ranking, or the kernels of an artifact.
+    """Prints the groups of a program, the scores of a ranking, or the kernels or engines of an artifact.
 
     Raises:
         UserError: Nothing that secateur knows is here.
     """
+    if is_for_tensorrt(source):
+        found = describe_engines(source)
+        print(json.dumps(found, indent=1)) if as_json else show_engines(stdout_console(), found)
+        return
     onnx_file = source / "model.onnx" if (source / "model.onnx").is_file() else source
     if onnx_file.suffix == ".onnx" and onnx_file.is_file():
         found = describe_onnx(onnx_file)
@@ -89,7 +94,7 @@ def _program(source: Path) -> Program:
     raise UserError(
         "nothing here that secateur knows",
         where=str(source),
-        why="it is no recipe, run directory, program, ranking, artifact or ONNX file",
+        why="it is no recipe, run directory, program, ranking, artifact, engine or ONNX file",
         hint="check the path",
     )
 

@@ -37,6 +37,7 @@ class BuiltEngine:
         log: What the library said.
         warnings: Its warnings, once each.
         precision: Which layers are integer.
+        layers: Every layer: what the engine inspector says (JSON), or the builder's own list where it cannot be asked.
     """
 
     plan: bytes
@@ -46,6 +47,7 @@ class BuiltEngine:
     log: str
     warnings: tuple[str, ...]
     precision: PrecisionReport
+    layers: str
 
 
 def build_engine(
@@ -100,10 +102,11 @@ def build_engine(
         plan = bytes(built)
         if cache is not None and timing_cache is not None:
             timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
-        precision = _precision(model, plan, library, log, has_device=device is not None)
+        precision, layers = _precision(model, plan, library, log, has_device=device is not None)
     seconds = round(time.monotonic() - started, 3)
     cpu_seconds = round(time.process_time() - cpu_started, 3)
-    return BuiltEngine(plan, key, seconds, cpu_seconds, as_text(log), tuple(messages(log, "WARNING")), precision)
+    warnings = tuple(messages(log, "WARNING"))
+    return BuiltEngine(plan, key, seconds, cpu_seconds, as_text(log), warnings, precision, layers)
 
 
 def _parse(onnx_file: Path, network: Any, library: Library, log: Sequence[Line], paths: Mapping[str, str]) -> None:
@@ -249,13 +252,13 @@ def _build_error(onnx_file: Path, library: Library, log: Sequence[Line], paths: 
 
 def _precision(
     model: onnx.ModelProto, plan: bytes, library: Library, log: Sequence[Line], *, has_device: bool
-) -> PrecisionReport:
-    """From the inspector if the engine can be loaded here, else from the build log."""
+) -> tuple[PrecisionReport, str]:
+    """From the inspector if the engine can be loaded here, else from the build log; and what that says, whole."""
     module = library.module
     if has_device:
         engine = module.Runtime(logger(module)).deserialize_cuda_engine(plan)
         if engine is not None:
             text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
-            return precision_report(model, layers_of_inspector(text), "inspector")
+            return precision_report(model, layers_of_inspector(text), "inspector"), text
     listed = next((text for severity, text in log if severity == "VERBOSE" and text.startswith("Layers:")), "")
-    return precision_report(model, layers_of_log(listed), "build log")
+    return precision_report(model, layers_of_log(listed), "build log"), listed

@@ -1,8 +1,8 @@
 """Engines on disk: the plan as the library wrote it, with its key beside it.
 
-`model.plan` loads in trtexec and Polygraphy unchanged; `model.plan.json` says what it depends on, and `model.plan.log`
-what the builder said. An engine without its key, or with another content than its key names, is refused: loading a plan
-runs code that it holds.
+`model.plan` loads in trtexec and Polygraphy unchanged; `model.plan.json` says what it depends on, `model.plan.log` what
+the builder said, and `model.plan.layers` what its layers are. An engine without its key, or with another content than
+its key names, is refused: loading a plan runs code that it holds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EngineFile:
 
 
 def write_engine(path: Path, built: BuiltEngine) -> dict[str, Any]:
-    """Writes an engine, its key and its log.
+    """Writes an engine, its key, its log and its layers.
 
     Args:
         path: The plan.
@@ -53,6 +53,7 @@ def write_engine(path: Path, built: BuiltEngine) -> dict[str, Any]:
     """
     path.write_bytes(built.plan)
     _log_of(path).write_text(built.log)
+    _layers_of(path).write_text(built.layers)
     facts = {
         "format": _FORMAT,
         "file": path.name,
@@ -148,7 +149,10 @@ def ensure_engine(
         held = read_engine(cached or path)
         if held.key == engine_key(onnx_file, settings, library, find_device()):
             if held.path != path:
-                for source, copy in ((held.path, path), *((f(held.path), f(path)) for f in (_key_of, _log_of))):
+                for source, copy in (
+                    (held.path, path),
+                    *((f(held.path), f(path)) for f in (_key_of, _log_of, _layers_of)),
+                ):
                     shutil.copyfile(source, copy)
             return dict(held.facts), False
     except (UserError, OSError):
@@ -174,3 +178,7 @@ def _key_of(path: Path) -> Path:
 
 def _log_of(path: Path) -> Path:
     return path.with_name(path.name + ".log")
+
+
+def _layers_of(path: Path) -> Path:
+    return path.with_name(path.name + ".layers")

@@ -35,8 +35,8 @@ def test_an_int8_engine_is_built_without_a_gpu(name, library, ranking_path, tmp_
     )
     assert sum(row.float_reasons.values()) == row.total - row.integer == FLOAT[name]
     assert row.float_reasons["its weights are not quantised"] == 1
-    # The file on the CPU against the simulation: unrelated outputs would give 1.4. FP16 moves values across the border of
-    # two codes, and depth with random weights makes more of it.
+    # The file on the CPU against the simulation: unrelated outputs would give 1.4. FP16 moves values across the border
+    # of two codes, and depth with random weights makes more of it.
     assert row.error < 0.15
     onnx_file = row.plan.with_suffix(".onnx")
     assert not [finding for finding in check_legality(onnx.load(str(onnx_file))) if finding.illegal]
