@@ -2,9 +2,10 @@
 
 Budgets remove 30, 50 and 70 % of the parameters or of the multiply-accumulates. Every network is cut once by every
 ranking with the planner and settings of its recipe; evaluated as cut, and after batch norm was re-estimated on the same
-images. A subset is then trained for the same few epochs with the same settings.
+images. A subset is then healed: trained for the same few epochs with the same settings, or refitted in closed form.
 
     python benchmarks/pruning.py examples/cifar10_resnet20.yaml --heal macs --epochs 2 --out runs/pruning
+    python benchmarks/pruning.py examples/cifar10_resnet20.yaml --heal macs --epochs 0 --out runs/pruning
     python benchmarks/pruning.py examples/digits.yaml --quick
 
 An interrupted run continues. The rankings are those of rank_quality, whose scores are used if --out is the same.
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = [case for case in all_cases(options.samples, options.quick) if case.label in options.labels]
     rank_all(setup, cases, folder / "scores", _say)
     rankings = [r for r in stored_rankings(folder / "scores", cases) if r.label in options.labels]
+    rankings += [r.implanted(options.implants) for r in rankings if options.implants and r.label in options.implanted]
     resources = list(RESOURCES)
     cuts, healed = folder / "pruning.jsonl", folder / "healed.jsonl"
     cut_all(
@@ -85,12 +87,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-images", type=int, default=10_000, help="for accuracy before healing")
     parser.add_argument("--heal", nargs="*", choices=list(RESOURCES), default=[], help="also train at these budgets")
     parser.add_argument("--heal-removed", nargs="+", type=float, help="only at these shares; those of --removed")
-    parser.add_argument("--epochs", type=float, default=2.0, help="of training")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of training; 0 refits in closed form instead")
+    parser.add_argument("--implants", type=float, default=0.0, help="share of the pruned units that get an implant")
+    parser.add_argument(
+        "--implanted", nargs="+", default=["gate-ggn, augmented"], help="rankings to implant by as well"
+    )
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs; not for conclusions")
     options = parser.parse_args(arguments)
     if options.quick:
         options.labels, options.removed, options.samples = ["random", "magnitude", "gate-ggn"], [0.3], 128
-        options.heal, options.epochs = ["macs"], 1.0
+        options.heal, options.epochs = ["macs"], min(options.epochs, 1.0)
     return options
 
 

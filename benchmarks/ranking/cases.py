@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,18 @@ class Ranking:
         seed: The seed.
         table: The scores.
         seconds: Processor seconds that it took, which the load of the machine barely changes.
+        implants: Share of the units to be pruned that get an implant, the most sensitive of them (HAP).
     """
 
     label: str
     seed: int
     table: Sensitivity
     seconds: float
+    implants: float = 0.0
+
+    def implanted(self, share: float) -> Ranking:
+        """The same with implants, and called so."""
+        return replace(self, label=f"{self.label}, implants for {share:.0%}", implants=share)
 
     def vector(self, truth: Truth) -> np.ndarray:
         """The scores in the order of the truth, [units]; zero for groups without scores."""

@@ -12,11 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.api import apply, plan
+from secateur.api import apply, fit_implants, plan
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
 from secateur.compress.heal.bn import reestimate_batch_norm
 from secateur.compress.heal.evaluate import evaluate, top1
+from secateur.compress.implants.select import plan_within
+from secateur.compress.planner.plan import Plan
 from secateur.errors import BudgetError
 from secateur.passes.program import Program
 
@@ -99,10 +101,11 @@ def cut_all(
         cut = Cut(ranking.label, ranking.seed, removed, stream, size, resource)
         if cut.key in known:
             continue
-        smaller = planned(setup, ranking, removed, stream, resource)
-        if smaller is None:
+        found = planned(setup, ranking, removed, stream, resource)
+        if found is None:
             append(path, cut)
             continue
+        smaller = found[1]
         fresh = reestimate_batch_norm(smaller, statistics, samples=STATISTICS)
         cost = count(smaller)
         raw, after = (evaluate(p, test, top1).metric for p in (smaller, fresh))
@@ -113,21 +116,29 @@ def cut_all(
         )
 
 
-def planned(setup: Setup, ranking: Ranking, removed: float, streams: str, resource: str) -> Program | None:
-    """The network cut by a ranking; None if the budget cannot be met."""
+def planned(setup: Setup, ranking: Ranking, removed: float, streams: str, resource: str) -> tuple[Plan, Program] | None:
+    """The plan by a ranking and the network cut by it; None if the budget cannot be met."""
     recipe = setup.recipe
-    try:
-        found = plan(
+    budget = Budget(**{resource: f"{100 * (1 - removed):g}%"})
+
+    def within(budget: Budget) -> Plan:
+        return plan(
             setup.program,
             ranking.table,
             target=recipe.target,
-            budget=Budget(**{resource: f"{100 * (1 - removed):g}%"}),
+            budget=budget,
             floor=recipe.plan.floor,
             ignore=recipe.plan.ignore if streams == "kept" else [],
         )
+
+    try:
+        if not ranking.implants:
+            found = within(budget)
+            return found, apply(setup.program, found)
+        found = plan_within(within, setup.program, ranking.table, budget, ni_ratio=ranking.implants)
+        return found, fit_implants(setup.program, found, setup.data.calibration)
     except BudgetError:
         return None
-    return apply(setup.program, found)
 
 
 def statistics_batches(setup: Setup) -> list[tuple[Tensor, Tensor]]:

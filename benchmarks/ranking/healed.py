@@ -1,4 +1,4 @@
-"""Accuracy after the same few epochs of training for every ranking, at equal budgets."""
+"""Accuracy after the same healing for every ranking, at equal budgets: a few epochs, or closed form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from secateur.compress.cost.model import count
 from secateur.compress.heal.evaluate import evaluate, top1
 from secateur.compress.heal.heal import heal
+from secateur.compress.heal.start import BATCH_NORM
 
 from .cases import Ranking
 from .cut import append, planned
@@ -20,19 +21,20 @@ from .setup import LOSS, Setup
 
 @dataclass(frozen=True)
 class Healed:
-    """A network that was cut and trained.
+    """A network that was cut and healed.
 
     Attributes:
         label: Of the ranking.
         seed: Of the ranking; the seed of the training is that of the recipe.
         removed: Share of the resource that the budget removes.
         resource: "macs" or "params".
-        epochs: Of training.
+        epochs: Of training; 0 for none.
         macs: Share that is left; None if the budget cannot be met.
         params: Share that is left.
-        start: Accuracy on the test set before training, after batch norm was re-estimated.
-        end: Accuracy on the test set after training.
-        seconds: Of training.
+        start: Accuracy on the test set with batch norm re-estimated alone.
+        end: Accuracy on the test set after healing.
+        seconds: Of healing.
+        method: `train`, or `ridge`: refitted in closed form.
     """
 
     label: str
@@ -45,11 +47,12 @@ class Healed:
     start: float | None = None
     end: float | None = None
     seconds: float | None = None
+    method: str = "train"
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What it was asked, without what was found."""
-        return self.label, self.seed, self.removed, self.resource, self.epochs
+        return self.label, self.seed, self.removed, self.resource, self.epochs, self.method
 
 
 def heal_all(
@@ -61,30 +64,38 @@ def heal_all(
     path: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Cuts and trains by every ranking at every budget, residual streams as the recipe has them; see `cut_all`."""
+    """Cuts and heals by every ranking at every budget, residual streams as the recipe has them; see `cut_all`.
+
+    With `epochs` of training, or in closed form if that is 0.
+    """
     known = {healed.key for healed in stored(path)}
     dense = count(setup.program)
-    settings = setup.recipe.heal.model_copy(update={"epochs": epochs})
+    method = "train" if epochs else "ridge"
+    settings = setup.recipe.heal.model_copy(update={"method": method, **({"epochs": epochs} if epochs else {})})
     every = [(r, resource, removed) for resource in resources for removed in removals for r in rankings]
     for ranking, resource, removed in every:
-        result = Healed(ranking.label, ranking.seed, removed, resource, epochs)
+        result = Healed(ranking.label, ranking.seed, removed, resource, epochs, method=method)
         if result.key in known:
             continue
-        smaller = planned(setup, ranking, removed, "kept", resource)
-        if smaller is None:
+        found = planned(setup, ranking, removed, "kept", resource)
+        if found is None:
             append(path, result)
             continue
+        made, smaller = found
         cost, began = count(smaller), time.perf_counter()
         healed = heal(
             smaller,
             setup.data.train,
             LOSS,
             teacher=setup.program,
+            keep=made.keep(),
+            implants=made.implants(),
             settings=settings,
             validation=setup.data.validation,
         )
         seconds = time.perf_counter() - began
-        start, end = (evaluate(p, setup.data.test, top1).metric for p in (healed.starts[healed.start], healed.program))
+        before = healed.starts.get(BATCH_NORM, smaller)
+        start, end = (evaluate(p, setup.data.test, top1).metric for p in (before, healed.program))
         shares = {"macs": cost.macs / dense.macs, "params": cost.params / dense.params}
         append(path, replace(result, **shares, start=start, end=end, seconds=seconds))
         say(f"{ranking.label}, {removed:.0%} of {resource} removed: {start:.2%} to {end:.2%} in {seconds:.0f} s")

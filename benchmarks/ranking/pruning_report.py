@@ -23,14 +23,15 @@ def tables(cuts: Sequence[Cut], healed: Sequence[Healed], dense: float) -> list[
         images = " or ".join(f"{n:,}" for n in sorted({cut.samples for cut in here}))
         lines += [f"Budgets on {word}, {images} test images, dense {dense:.2%}. {WHAT}", ""]
         lines += _table([(c.label, c.removed, c) for c in here], word, _cut_cell)
-    if healed:
-        epochs = " or ".join(f"{n:g}" for n in sorted({h.epochs for h in healed}))
-        lines += [
-            f"After {epochs} epochs of the same training (one seed, one run a cell): before → after, all test images.",
-            "",
-        ]
+    for epochs in sorted({h.epochs for h in healed}):
+        how = (
+            f"After {epochs:g} epochs of the same training (one seed, one run a cell)"
+            if epochs
+            else "Refitted in closed form"
+        )
+        lines += [f"{how}: batch norm re-estimated alone → healed, all test images.", ""]
         for resource, word in RESOURCES.items():
-            here = [h for h in healed if h.resource == resource]
+            here = [h for h in healed if h.resource == resource and h.epochs == epochs]
             if here:
                 lines += _table([(h.label, h.removed, h) for h in here], word, _healed_cell)
     return lines
