@@ -95,7 +95,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs; not for conclusions")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.labels, options.removed, options.samples = ["random", "magnitude", "gate-ggn"], [0.3], 128
+        options.labels, options.samples = ["random", "magnitude", "gate-ggn"], 128
+        options.removed = options.removed[:1]
         options.heal, options.epochs = ["macs"], min(options.epochs, 1.0)
     return options
 
