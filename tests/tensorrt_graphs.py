@@ -135,6 +135,11 @@ def _op(kind: str, *, domain: str = "", **attributes: object) -> onnx.ModelProto
     return g.model(y, opsets=(("", 20), *(((domain, 1),) if domain else ())))
 
 
+def _quantised_input(kind: str) -> onnx.ModelProto:
+    g = Graph()
+    return g.model(g.op(kind, [g.qdq("x", "a")], "y"))
+
+
 def _mixed_add() -> onnx.ModelProto:
     g = Graph()
     g.op("Cast", ["x"], "h", to=TensorProto.FLOAT16)
@@ -276,6 +281,8 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     "half scales": lambda: _half_scales(False),
     "FP16 behind an integer convolution": _cast_chain,
     "max pool on codes": lambda: _codes_into("MaxPool"),
+    "codes for a Softmax": lambda: _quantised_input("Softmax"),
+    "codes for a Relu": lambda: _quantised_input("Relu"),
     "int64 input": lambda: _input_type(TensorProto.INT64),
     "boolean input": lambda: _input_type(TensorProto.BOOL),
     "zero point 3": lambda: _one(zero=3),

@@ -105,9 +105,10 @@ def _engine(plan: Path, onnx_file: Path | None) -> dict[str, Any]:
     """One engine, and whether it may be run here."""
     held = read_engine(plan)
     key, facts = held.key, held.facts
+    device = find_device()
     try:
-        engine_for(plan, onnx_file, find_device())
-        state = "fits"
+        engine_for(plan, onnx_file, device)
+        state = "fits" if device else "fits its file; there is no GPU here"
     except (UserError, EnvironmentLacksError) as error:
         state = f"refused: {': '.join(part for part in (error.what, error.why) if part)}"
     return {

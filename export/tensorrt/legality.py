@@ -19,7 +19,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from ...errors import UnsupportedError
 from .half import INTEGER_LAYERS
 from .layers import float_reason
-from .operators import SUPPORTED
+from .operators import FLOAT_ONLY, SUPPORTED
 from .sparsity import two_of_four
 
 ALIGNMENT = 16
@@ -325,6 +325,19 @@ def integer_kernels(network: Network) -> Iterator[Finding]:
                 yield network.finding("alignment", node, reason, f"plan widths in steps of {ALIGNMENT}", illegal=False)
 
 
+def useful_quantisers(network: Network) -> Iterator[Finding]:
+    """What is quantised is read by something that can make use of integers."""
+    readers: dict[str, list[str]] = {}
+    for node in network.nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    for node in network.nodes:
+        found = readers.get(node.output[0], []) if node.op_type == "DequantizeLinear" else []
+        if found and FLOAT_ONLY.issuperset(found):
+            reason = f"only {' and '.join(sorted(set(found)))} reads these codes, on floats"
+            yield network.finding("float operator", node, reason, "leave its input float", illegal=False)
+
+
 RULES: tuple[Callable[[Network], Iterator[Finding]], ...] = (
     something_to_compute,
     known_operators,
@@ -336,6 +349,7 @@ RULES: tuple[Callable[[Network], Iterator[Finding]], ...] = (
     turing_integers,
     sparse_pattern,
     integer_kernels,
+    useful_quantisers,
 )
 """Every rule, in the order in which findings are reported."""
 

@@ -5,7 +5,7 @@ Recorded from `OnnxParser.supports_operator` of TensorRT-RTX 1.7; a test compare
 
 from __future__ import annotations
 
-SUPPORTED = _NAMES = """
+_NAMES = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization
 BlackmanWindow Cast CastLike CausalConvWithState Ceil Celu Clip Concat Constant ConstantOfShape Conv
 ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike
@@ -23,3 +23,11 @@ ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
 
 SUPPORTED = frozenset(_NAMES.split())
 """Operators of the default domain that the parser imports."""
+
+_FLOAT_NAMES = """
+Erf Exp Gelu GroupNormalization InstanceNormalization LRN LayerNormalization Log LogSoftmax LpNormalization Mish Pow
+RMSNormalization Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Softmax Softplus Sqrt
+"""
+
+FLOAT_ONLY = frozenset(_FLOAT_NAMES.split())
+"""Operators without an integer form: quantising what only they read costs accuracy and gains nothing."""

@@ -266,10 +266,19 @@ INSPECTED = json.dumps(
 )
 
 
-def test_layers_are_read_from_the_inspector():
-    conv, fc = layers_of_inspector(INSPECTED)
+ELEVEN = INSPECTED.replace(
+    '"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"',
+    '"Datatype": "Int8", "Format": "Thirty-two wide channel vectorized row major"',
+).replace('"Format/Datatype": "Row major linear FP16 format"', '"Datatype": "Half", "Format": "Row major linear"')
+"""The same of TensorRT 11, which has two fields for it."""
+
+
+@pytest.mark.parametrize("text", [INSPECTED, ELEVEN])
+def test_layers_are_read_from_the_inspector(text):
+    conv, fc = layers_of_inspector(text)
     assert (conv.inputs, conv.outputs, conv.nodes) == (("Int8",), ("Half",), ("conv1", "relu"))
     assert fc.name == "fc" and fc.nodes == ("fc",)
+    assert ("Format/Datatype" in text) is (text is INSPECTED)
 
 
 def test_a_layer_that_the_builder_keeps_float_is_told():

@@ -131,6 +131,12 @@ def test_two_of_four_is_counted_along_the_input_channels():
     assert two_of_four(weight, 1).startswith("1 of 36 groups")
 
 
+def test_codes_that_no_integer_operator_reads_are_remarked():
+    (remark,) = check_legality(GRAPHS["codes for a Softmax"]())
+    assert (remark.rule, remark.node, remark.illegal) == ("float operator", "a", False) and "Softmax" in remark.reason
+    assert not check_legality(GRAPHS["codes for a Relu"]())
+
+
 def test_widths_off_the_grid_are_remarked():
     g = Graph()
     model = g.model(g.conv(g.qdq("x", "a"), "c", out=24))
