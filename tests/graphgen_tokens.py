@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from attention_nets import batched, by_einsum, causal, cross_covariance, eager, interleaved, linear_attention, rotated
+from attention_functions import (
+    batched,
+    by_einsum,
+    causal,
+    cross_covariance,
+    eager,
+    interleaved,
+    linear_attention,
+    rotated,
+)
 from torch import Tensor, nn
 
 
@@ -130,6 +139,9 @@ CONTRACTIONS: dict[str, Callable[[int, int, int], Contraction]] = {
     "matmul weight": lambda c, o, s: Contraction(
         o, (c, o), lambda x, w: (x.permute(0, 2, 3, 1) @ w).permute(0, 3, 1, 2)
     ),
+    "turned weight": lambda c, o, s: Contraction(
+        o, (o, c), lambda x, w: (x.permute(0, 2, 3, 1) @ w.T).permute(0, 3, 1, 2)
+    ),
     "matmul along the width": lambda c, o, s: Contraction(c, (s, s), torch.matmul),
     "addmm": lambda c, o, s: Contraction(
         o, (c, o), lambda x, w: to_image(torch.addmm(w[0], to_tokens(x).flatten(0, 1), w).unflatten(0, (-1, s * s)), s)
@@ -179,3 +191,10 @@ def gathered(x: Tensor) -> Tensor:
     """Pixels in the order of one that is computed."""
     order = x.mean(1, keepdim=True).argsort(2).expand(-1, x.shape[1], -1, -1)
     return x.gather(2, order)
+
+
+def merged_rows(x: Tensor) -> Tensor:
+    """Columns in the reverse order, by one index for all channels, which lie on the axis of the batch."""
+    merged, size = x.flatten(0, 1), x.shape[2]
+    index = torch.arange(size).flip(0)[None, None].expand(1, size, size)
+    return merged.gather(2, index.expand(merged.shape[0], size, size)).reshape(x.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from math import prod
 from typing import Any
 
 import torch
@@ -81,6 +83,12 @@ def rewrite_expand(resize: Resize, node: fx.Node) -> None:
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after or sizes[axis] == -1:
             continue
+        scaled = _scaled(node, sizes[axis], before, after)
+        if scaled is not None:
+            merged, sizes[axis] = sizes[axis], scaled
+            set_argument(node, "size", sizes)
+            resize.erase_unused(merged)
+            continue
         if isinstance(sizes[axis], fx.Node) and source[axis] != after:
             raise UserError(
                 "a size that depends on channels and on a dynamic axis cannot be rewritten",
@@ -93,11 +101,37 @@ def rewrite_expand(resize: Resize, node: fx.Node) -> None:
 
 
 def flow_expand(flow: Flow, node: fx.Node) -> Labels:
-    """Expand. A value without channels that is widened along one axis may get any width: new channels there."""
+    """Expand. A value without channels that is widened along one axis may get any width: new channels there.
+
+    The axis of the batch has none, unless it is several times as long as the batch: then heads are merged into it.
+    """
     labels, shape = flow.labels(node.all_input_nodes[0]), flow.shape(node)
     if labels.labelled:
         return moved(labels, lambda ids: ids.expand(shape))
-    return _widened(flow, labels.with_rank(len(shape)).shape, shape)
+    old = labels.with_rank(len(shape)).shape
+    if shape and _times_batch(arguments(node)["size"][0]) is not None and old[0] == 1:
+        return Labels.on_axis(shape, 0, flow.fresh(shape[0]))
+    return _widened(flow, old, shape)
+
+
+def _times_batch(size: Any) -> tuple[int, fx.Node] | None:
+    """A size that is a number times a size of an input (what the graph of `heads * x.shape[0]` is), as its factors."""
+    if not isinstance(size, fx.Node) or size.target is not operator.mul:
+        return None
+    numbers = [factor for factor in size.args if isinstance(factor, int)]
+    lengths = [factor for factor in size.args if isinstance(factor, fx.Node) and op_name(factor) == "aten.sym_size"]
+    return (numbers[0], lengths[0]) if len(numbers) == len(lengths) == 1 else None
+
+
+def _scaled(node: fx.Node, size: Any, before: int, after: int) -> fx.Node | None:
+    """The size of a merged axis of which only a share is left; None if it is none, or no whole number of times."""
+    factors = _times_batch(size)
+    if factors is None or factors[0] * after % before:
+        return None
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(operator.mul, (factors[0] * after // before, factors[1]))
+    new.meta = {key: value for key, value in node.meta.items() if key != "val"}
+    return new
 
 
 def _widened(flow: Flow, old: tuple[int, ...], new: tuple[int, ...]) -> Labels:
@@ -122,7 +156,7 @@ def rewrite_repeat(resize: Resize, node: fx.Node) -> None:
     values = arguments(node)
     name = "repeats" if "repeats" in values else "dims"
     old, new = resize.old_shape(node), resize.shape(node)
-    source = resize.shape(node.all_input_nodes[0])
+    source = resize.old_shape(node.all_input_nodes[0])  # a single position, not the one of several that is left
     source = (1,) * (len(new) - len(source)) + source
     times = [1] * (len(new) - len(values[name])) + list(values[name])
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
@@ -196,6 +230,20 @@ def flow_channel_shuffle(flow: Flow, node: fx.Node) -> Labels:
     return Labels.on_axis(labels.shape, 1, row.repeat_interleave(groups))
 
 
+def flow_unfold(flow: Flow, node: fx.Node) -> Labels:
+    """`im2col`, [N, C, H, W] to [N, C k, L]: every channel becomes one row for each of the k places of a window."""
+    source, shape = node.all_input_nodes[0], flow.shape(node)
+    ids = flow.only_along(node, flow.labels(source), len(flow.shape(source)) - 3)
+    return Labels.on_axis(shape, len(shape) - 2, ids.repeat_interleave(prod(arguments(node)["kernel_size"])))
+
+
+def flow_fold(flow: Flow, node: fx.Node) -> Labels:
+    """`col2im`, [N, C k, L] to [N, C, H, W]: the k rows of a channel are one unit."""
+    labels, shape, window = flow.labels(node.all_input_nodes[0]), flow.shape(node), prod(arguments(node)["kernel_size"])
+    rows = flow.only_along(node, labels, len(labels.shape) - 2).reshape(-1, window)
+    return Labels.on_axis(shape, len(shape) - 3, tie(flow, node, rows.t().reshape(-1), window))
+
+
 VIEW_NAMES = """permute transpose t movedim moveaxis swapaxes swapdims unsqueeze unbind adjoint numpy_T mT"""
 
 MOVEMENT: dict[Key, Rule] = {
@@ -219,6 +267,8 @@ MOVEMENT: dict[Key, Rule] = {
     "aten.flip": Rule(flow_flip),
     "aten.pixel_shuffle": Rule(flow_pixel_shuffle),
     "aten.pixel_unshuffle": Rule(flow_pixel_unshuffle),
+    "aten.im2col": Rule(flow_unfold),
+    "aten.col2im": Rule(flow_fold),
     "aten.channel_shuffle": Rule(flow_channel_shuffle),
     "aten.native_channel_shuffle": Rule(flow_channel_shuffle),
 }

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_nets import ATTENTION_NETS, Attention, Block, Classifier, GroupedQuery, eager
+from attention_functions import eager
+from attention_layers import Attention, GroupedQuery
+from attention_nets import ATTENTION_NETS, Block, Classifier
 from nets import rebatch
 from oracle import assert_same_function
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ FREE = {
     "mha": {"blocks.0.attention.mha.in_proj": 3, "blocks.0.up": 16},
     "encoder_layer": {"blocks.0.self_attn.in_proj": 3, "blocks.0.linear1": 16},
     "t5_bias": {"blocks.0.attention.bias": 3, "blocks.0.up": 16},
+    "disentangled": {"blocks.0.attention.attention.q": 3, "blocks.0.up": 16},
+    "span_convolution": {"blocks.0.attention.q": 12, "blocks.0.attention.kernels": 3, "blocks.0.up": 16},
     "talking_heads": {
         "blocks.0.attention.attention.q": 3,
         "blocks.0.attention.attention.v": 3,
@@ -113,7 +117,7 @@ def test_a_single_head_keeps_its_queries_but_not_its_values() -> None:
     frozen = {g.name: g.frozen for g in program.groups}
     refused = frozen["blocks.0.attention.q"]
     assert refused is not None and refused.reason == "aten.matmul sums over its channels"
-    assert "blocks.0.attention" in refused.where and "attention_nets.py:" in refused.where
+    assert "blocks.0.attention" in refused.where and "attention_layers.py:" in refused.where
     assert frozen["blocks.0.attention.v"] is None
     assert_same_function(program, {"blocks.0.attention.v": [1, 5, 7]}, [(torch.randn(3, 4, 4),)])
 

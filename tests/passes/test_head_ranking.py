@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_nets import Attention, Block, Classifier, GroupedQuery, causal, eager
+from attention_functions import causal, eager
+from attention_layers import Attention, GroupedQuery
+from attention_nets import Block, Classifier
 
 from secateur.compress.sensitivity.rank import METHODS, rank
 from secateur.passes.capture import capture

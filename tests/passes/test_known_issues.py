@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_nets import Attention, Block, Classifier, FusedQkv, SelfAttention, eager
+from attention_functions import eager
+from attention_layers import Attention, FusedQkv, SelfAttention
+from attention_nets import Block, Classifier
 from family_nets import CrossStage, ShuffleUnit, SimpleGate, conv
 from nets import randomise_bn
 from oracle import assert_same_function, outputs

@@ -126,6 +126,12 @@ def written(x: Tensor) -> Tensor:
     return base
 
 
+def reversed_columns(x: Tensor) -> Tensor:
+    """Channels merged into the batch, and gathered by one index that is widened over both."""
+    merged = x.flatten(0, 1)
+    return merged.gather(2, torch.arange(4).flip(0).expand(merged.shape[0], 4, 4)).reshape(x.shape)
+
+
 OPERATIONS = {
     "batch_and_channels_in_one_size": (lambda x: F.relu(x.view(x.shape[0] * 8, 4, 4)).view(-1, 8, 4, 4), 8, 8),
     "channels_and_pixels_in_one_size": (lambda x: F.relu(x.view(x.shape[0], 128)).view(-1, 8, 4, 4), 8, 8),
@@ -137,6 +143,10 @@ OPERATIONS = {
     "unflatten": (lambda x: x.unflatten(1, (4, 2)).flip(1).flatten(1, 2), 8, 8),
     "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), 2, 8),
     "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), 32, 8),
+    "unfold": (lambda x: F.unfold(x, 3, padding=1).unflatten(2, (4, 4)), 72, 8),
+    "fold": (lambda x: F.fold(x.flatten(2), 8, 2, stride=2), 2, 8),
+    "unfold_and_fold": (lambda x: F.fold(F.unfold(x, 3, padding=1).relu(), 4, 3, padding=1), 8, 8),
+    "index_of_a_merged_batch": (reversed_columns, 8, 8),
     "zeros": (lambda x: torch.cat([x, x.new_zeros(x.shape[0], 2, 4, 4)], 1), 10, 8),
     "written_slice": (written, 10, 8),
     "expanded_gate": (lambda x: x * x.mean((1, 2, 3), keepdim=True).expand(-1, 8, -1, -1), 8, 8),
@@ -180,6 +190,25 @@ def test_gathered_channels_can_be_pruned_again() -> None:
     second = assert_same_function(first, {g.name: range(1, g.width) for g in first.groups[:1]}, inputs)
     assert len([name for name, _ in first.module().named_buffers()]) == 1
     assert len([name for name, _ in second.module().named_buffers()]) == 1
+
+
+def test_one_position_left_is_repeated_as_often_as_before() -> None:
+    """Heads of a table of positions, repeated for every sample and merged with the batch: the one left is no width."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.x, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[0]
+            places = self.table(torch.eye(3)).t().repeat(n, 1)  # [n * 4, 3]
+            return self.head((self.x(x).transpose(1, 2).reshape(-1, 3) * places).view(n, 4, 3).transpose(1, 2))
+
+    program = capture(Net(), torch.randn(2, 3, 3))
+    (group,) = [g for g in program.groups if g.frozen is None]
+    for kept in ([2], [0, 3]):
+        assert_same_function(program, {group.name: kept}, [(torch.randn(n, 3, 3),) for n in (2, 5)])
 
 
 def test_one_channel_left_is_not_squeezed_away() -> None:

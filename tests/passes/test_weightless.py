@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_nets import Attention, Block, Classifier, Decoder, LlamaBlock, causal
+from attention_functions import causal
+from attention_layers import Attention
+from attention_nets import Block, Classifier, Decoder, LlamaBlock
 from net_modules import CifarResNet
 from torch import nn
 
