@@ -1,14 +1,15 @@
-"""One-shot sparsity of the papers' ResNet-20 on CIFAR-10: accuracy by method and sparsity, and speed of the solvers.
+"""One-shot sparsity of the papers' ResNet-20 (CIFAR-10) and MLPNet (MNIST): accuracy by method, and speed of the solvers.
 
 All methods run in this code on the same network, gradients and weights, with the ridge chosen on held-out training
 loss; published rows stand beside. An interrupted run continues.
 
     python benchmarks/sparsity.py --data ../data --seeds 0 1 2 3 4 --out runs/sparsity
     python benchmarks/sparsity.py --data ../data --quick --out runs/sparsity-quick
+    python benchmarks/sparsity.py --data ../data --part accuracy --network mlpnet --out runs/sparsity
     python benchmarks/sparsity.py --part speed --chita PATH/TO/CHITA
 
-`--data` holds `cifar-10-batches-bin` and the papers' checkpoint. `--chita` is a copy of github.com/mazumder-lab/CHITA,
-which needs numba and scikit-learn; without it, only ours is timed.
+`--data` holds `cifar-10-batches-bin`, `mnist` and the papers' checkpoints. `--chita` is a copy of
+github.com/mazumder-lab/CHITA, which needs numba and scikit-learn; without it, only ours is timed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from sparsity_cases.measure import BATCH_NORM_SAMPLES, CASES, SPARSITIES, run_all, stored
 from sparsity_cases.report import accuracy_table, seconds_table
-from sparsity_cases.setup import NORMALISATION, data_folder, read_setup
+from sparsity_cases.setup import CHECKPOINTS, data_folder, read_setup
 from sparsity_cases.speed import growth, interleaved, ours, problem_of, theirs
 
 
@@ -45,8 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _accuracy(options: argparse.Namespace) -> list[str]:
-    setup = read_setup(options.data, options.protocol, test_images=500 if options.quick else options.test_images)
-    path = options.out / "accuracy.jsonl"
+    images = 500 if options.quick else options.test_images
+    setup = read_setup(options.data, options.protocol, network=options.network, test_images=images)
+    path = options.out / ("accuracy.jsonl" if options.network == "resnet20" else f"{options.network}.jsonl")
     dense = setup.accuracy(setup.program)
     cases = [case for case in CASES if options.only is None or case.label in options.only]
     common = {"samples": 100, "holdout": 100} if options.quick else {"samples": options.samples}
@@ -58,14 +60,15 @@ def _accuracy(options: argparse.Namespace) -> list[str]:
         cases = [case.in_stages(options.stages) for case in cases]
     run_all(setup, cases, sparsities, seeds, path, common, _say)
     images = len(setup.test.images)
-    wanted = (options.protocol, images)
+    wanted = (setup.protocol, images)
     records = [record for record in stored(path) if (record["protocol"], record["test_images"]) == wanted]
     count = len({record["seed"] for record in records})
-    head = f"Protocol {options.protocol}, {images} test images, dense {dense:.2f}, {count} seed(s), options {common}."
+    where = f"{options.network}, protocol {setup.protocol}, {images} test images"
+    head = f"{where}, dense {dense:.2f}, {count} seed(s), options {common}."
     return [
         head,
         "",
-        *accuracy_table(records, "kept", "Top-1, batch norm as it was:"),
+        *accuracy_table(records, "kept", "Top-1, batch norm as it was:", options.network),
         *accuracy_table(
             records, "reestimated", f"Top-1, batch norm re-estimated on {BATCH_NORM_SAMPLES} training images:"
         ),
@@ -119,7 +122,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parts = ["accuracy", "speed", "growth"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--data", type=Path, default=data_folder())
-    parser.add_argument("--protocol", choices=list(NORMALISATION), default="papers")
+    parser.add_argument("--network", choices=list(CHECKPOINTS), default="resnet20")
+    parser.add_argument("--protocol", choices=["papers", "own"], default="papers", help="of resnet20")
     parser.add_argument("--only", nargs="+", help="labels of contenders")
     parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from secateur.compress.chita.data_matrix import DataMatrix
 from secateur.compress.heal.bn import reestimate_batch_norm
 from secateur.compress.methods import METHODS
 from secateur.compress.sparsify import gradients_of, sparsify
 from secateur.compress.sparsify_settings import SparsifySettings
 
-from .setup import IGNORE, Setup
+from .setup import Setup
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -95,12 +97,13 @@ def run_all(
                 if (case.label, sparsity, seed, setup.protocol, images) in done:
                     continue
                 if shared is None and case.stages == 1 and METHODS[case.options["method"]].needs_data:
-                    settings = SparsifySettings(**common, ignore=IGNORE)
+                    settings = SparsifySettings(**common, ignore=setup.ignore)
                     shared = gradients_of(setup.program, setup.loader(seed), settings=settings)
                 record = _run(setup, case, sparsity, seed, common, shared if case.stages == 1 else None)
                 with path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-                say(f"{case.label} {sparsity} seed {seed}: {record['kept']:.2f}, BN {record['reestimated']:.2f}")
+                fresh = "" if record["reestimated"] is None else f", BN {record['reestimated']:.2f}"
+                say(f"{case.label} {sparsity} seed {seed}: {record['kept']:.2f}{fresh}")
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
@@ -111,11 +114,20 @@ def stored(path: Path) -> list[dict[str, Any]]:
 def _run(
     setup: Setup, case: Case, sparsity: float, seed: int, common: Mapping[str, Any], shared: DataMatrix | None
 ) -> dict[str, Any]:
-    options = {"batch_norm": "kept", **common, **case.options, "sparsity": sparsity, "seed": seed, "ignore": IGNORE}
+    options = {
+        "batch_norm": "kept",
+        **common,
+        **case.options,
+        "sparsity": sparsity,
+        "seed": seed,
+        "ignore": setup.ignore,
+    }
     begun = time.perf_counter(), time.process_time()
     result = sparsify(setup.program, setup.loader(seed), settings=SparsifySettings(**options), gradients=shared)
     seconds, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    healed = reestimate_batch_norm(result.program, setup.loader(seed), samples=BATCH_NORM_SAMPLES)
+    healed = None
+    if any(isinstance(module, nn.BatchNorm2d) for module in result.program.module().modules()):
+        healed = reestimate_batch_norm(result.program, setup.loader(seed), samples=BATCH_NORM_SAMPLES)
     return {
         "label": case.label,
         "sparsity": sparsity,
@@ -123,7 +135,7 @@ def _run(
         "protocol": setup.protocol,
         "test_images": len(setup.test.images),
         "kept": setup.accuracy(result.program),
-        "reestimated": setup.accuracy(healed),
+        "reestimated": None if healed is None else setup.accuracy(healed),
         "zeros": result.facts["zeros"] / result.facts["weights"],
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -138,6 +150,8 @@ def means(records: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[str,
     """Label, sparsity, mean, standard deviation and count over seeds."""
     groups: dict[tuple[str, float], list[float]] = {}
     for record in records:
+        if record[key] is None:
+            continue
         groups.setdefault((record["label"], record["sparsity"]), []).append(record[key])
     for (label, sparsity), values in groups.items():
         mean = sum(values) / len(values)

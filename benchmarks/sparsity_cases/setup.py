@@ -1,12 +1,14 @@
-"""The ResNet-20 that CHITA, WoodFisher and M-FAC prune, under their protocol or its own."""
+"""The networks that CHITA, WoodFisher and M-FAC prune: ResNet-20, under their protocol or its own, and MLPNet."""
 
 from __future__ import annotations
 
+import lzma
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from secateur.checkpoint import load_checkpoint
 from secateur.compress.heal.bn import reestimate_batch_norm
@@ -17,16 +19,18 @@ from secateur.examples.tensor_loader import Augmentation, TensorLoader
 from secateur.passes.capture import capture
 from secateur.passes.program import Program
 
-CHECKPOINT = "checkpoints/resnet20_chita_fp16.safetensors"
+CHECKPOINTS = {
+    "resnet20": "checkpoints/resnet20_chita_fp16.safetensors",
+    "mlpnet": "checkpoints/mlpnet_mnist_chita_fp32.safetensors",
+}
 
-Triple = tuple[float, float, float]
-
-NORMALISATION: dict[str, tuple[Triple, Triple]] = {
+NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "papers": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "own": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "mnist": ((0.1307,), (0.3081,)),
 }
-"""Mean and standard deviation by protocol: `papers` is what their code uses, and re-estimates batch norm for; `own` is
-what the checkpoint was trained with."""
+"""Mean and standard deviation by protocol: `papers` is what their code uses for ResNet-20, and re-estimates batch norm
+for; `own` is what that checkpoint was trained with; `mnist` is MLPNet's."""
 
 IGNORE = ("*.downsample.*",)
 """As in their code: the 1x1 convolutions of the shortcuts stay dense, 268,336 weights may go."""
@@ -41,17 +45,19 @@ class Setup:
         protocol: A key of `NORMALISATION`.
         train: Training images and labels.
         test: Loader of the test images.
+        ignore: Weights that stay dense.
     """
 
     program: Program
     protocol: str
     train: tuple[torch.Tensor, torch.Tensor]
     test: TensorLoader
+    ignore: tuple[str, ...] = ()
 
     def loader(self, seed: int) -> TensorLoader:
-        """Augmented training batches, in an order of this seed."""
+        """Training batches in an order of this seed; those of CIFAR-10 are augmented."""
         mean, std = NORMALISATION[self.protocol]
-        augmentation = Augmentation(pad=4, flip=True)
+        augmentation = None if self.protocol == "mnist" else Augmentation(pad=4, flip=True)
         return TensorLoader(
             *self.train, batch_size=128, mean=mean, std=std, shuffle=True, augmentation=augmentation, seed=seed
         )
@@ -61,24 +67,65 @@ class Setup:
         return 100 * evaluate(program, self.test, top1).metric
 
 
-def read_setup(data: Path, protocol: str, *, test_images: int | None = None) -> Setup:
+def read_setup(data: Path, protocol: str, *, network: str = "resnet20", test_images: int | None = None) -> Setup:
     """Loads checkpoint and data.
 
     Args:
-        data: Folder with `cifar-10-batches-bin` and `checkpoints`.
-        protocol: A key of `NORMALISATION`.
+        data: Folder with `checkpoints`, and `cifar-10-batches-bin` or `mnist`.
+        protocol: Of ResNet-20, a key of `NORMALISATION`.
+        network: A key of `CHECKPOINTS`.
         test_images: Only so many of them.
     """
+    if network == "mlpnet":
+        return _mlpnet(data, test_images)
     model = resnet20(shortcut="B", head="fc")
-    load_checkpoint(model, data / CHECKPOINT)
+    load_checkpoint(model, data / CHECKPOINTS[network])
     images, labels, test_x, test_y = read(data)
     mean, std = NORMALISATION[protocol]
     test = TensorLoader(test_x[:test_images], test_y[:test_images], batch_size=500, mean=mean, std=std)
     program = capture(model.eval(), (torch.zeros(2, 3, 32, 32),)).eval()
-    setup = Setup(program, protocol, (images, labels), test)
+    setup = Setup(program, protocol, (images, labels), test, IGNORE)
     if protocol == "own":
         return setup
-    return Setup(reestimate_batch_norm(program, setup.loader(0), samples=8192).eval(), protocol, setup.train, test)
+    return replace(setup, program=reestimate_batch_norm(program, setup.loader(0), samples=8192).eval())
+
+
+class MLPNet(nn.Module):
+    """784-40-20-10 without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(784, 40, bias=False)
+        self.fc2 = nn.Linear(40, 20, bias=False)
+        self.fc3 = nn.Linear(20, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, 10] of images [batch, 1, 28, 28]."""
+        return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
+
+
+def _mlpnet(data: Path, test_images: int | None) -> Setup:
+    model = MLPNet()
+    load_checkpoint(model, data / CHECKPOINTS["mlpnet"])
+    train, test = (
+        (_mnist(data / f"mnist/{images}", 28 * 28).view(-1, 1, 28, 28), _mnist(data / f"mnist/{labels}", 1).long())
+        for images, labels in (
+            ("train-images-5000x28x28.u8.xz", "train-labels-5000.u8"),
+            ("test-images-10000x28x28.u8.xz", "test-labels.u8"),
+        )
+    )
+    mean, std = NORMALISATION["mnist"]
+    loader = TensorLoader(test[0][:test_images], test[1][:test_images], batch_size=1000, mean=mean, std=std)
+    return Setup(capture(model.eval(), (torch.zeros(2, 1, 28, 28),)).eval(), "mnist", train, loader)
+
+
+def _mnist(path: Path, size: int) -> torch.Tensor:
+    """Bytes of a file, [samples, size], or [samples] for a size of one."""
+    content = path.read_bytes()
+    values = torch.frombuffer(
+        bytearray(lzma.decompress(content) if path.suffix == ".xz" else content), dtype=torch.uint8
+    )
+    return values.view(-1, size).squeeze(1)
 
 
 def data_folder() -> Path:

@@ -12,10 +12,8 @@ pytestmark = pytest.mark.usefixtures("ranking_path")
 
 @pytest.fixture
 def tiny(ranking_path, monkeypatch):
-    from sparsity_cases import measure
     from sparsity_cases.setup import NORMALISATION, Setup
 
-    monkeypatch.setattr(measure, "IGNORE", ())
     monkeypatch.setitem(NORMALISATION, "own", ((0.0,) * 3, (1.0,) * 3))
     x, y = samples(256, 1)
     x = ((x + 4) * 24).clamp(0, 255).to(torch.uint8)
@@ -57,3 +55,15 @@ def test_our_solvers_are_timed_on_the_same_problem():
     times = interleaved(ours(problem_of(20, 500), 0.8), 1)
     assert set(times) == {"BSO, ours", "IHT with active set, ours"}
     assert [row[:2] for row in growth([10], [100, 200])] == [(10, 100), (10, 200)]
+
+
+def test_the_network_without_batch_norm_is_measured_as_it_is(ranking_path, tmp_path):
+    from sparsity_cases.measure import CASES, run_all, stored
+    from sparsity_cases.setup import MLPNet, Setup
+
+    x = (torch.rand(64, 1, 28, 28) * 255).to(torch.uint8)
+    loader = TensorLoader(x, torch.arange(64) % 10, batch_size=32, mean=(0.1,), std=(0.3,))
+    setup = Setup(capture(MLPNet().eval(), (torch.zeros(2, 1, 28, 28),)).eval(), "mnist", (x, loader.labels), loader)
+    run_all(setup, [case for case in CASES if case.label == "MP"], [0.9], [0], tmp_path / "a.jsonl", {}, lambda _: None)
+    (record,) = stored(tmp_path / "a.jsonl")
+    assert record["reestimated"] is None and record["zeros"] == pytest.approx(0.9, abs=1e-3)
