@@ -1,4 +1,4 @@
-"""One-shot sparsity of the papers' ResNet-20 (CIFAR-10) and MLPNet (MNIST): accuracy by method, and speed of the solvers.
+"""One-shot sparsity of the papers' ResNet-20 (CIFAR-10) and MLPNet (MNIST): accuracy by method, speed of the solvers.
 
 All methods run in this code on the same network, gradients and weights, with the ridge chosen on held-out training
 loss; published rows stand beside. An interrupted run continues.
