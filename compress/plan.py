@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, did_you_mean
+from ..passes.blocks import find_blocks
 from ..passes.implant import check_implants
 from ..passes.implant_form import Implant
 from ..passes.labels.groups import Group
@@ -20,6 +21,9 @@ from .cost.model import Cost
 
 ACTIONS = ("keep", "prune", "implant")
 """What can happen to a group; with `implant`, units may be removed as well."""
+
+BLOCK_ACTIONS = ("keep", "drop")
+"""What can happen to a residual block."""
 
 IMPLANT_INITS = ("least-squares", "center", "zeros")
 """Where the weights of implants come from: data, the filters that they replace, or nowhere."""
@@ -38,6 +42,7 @@ class GroupPlan:
         macs: The same for multiply-accumulates.
         reason: Why, for people.
         implant: Units that stay but are computed by a small stand-in; None if there are none.
+        lost: Share of the scores of the implanted units that counts in `delta_loss`; None if that is not predicted.
     """
 
     width: int
@@ -48,6 +53,7 @@ class GroupPlan:
     macs: int = 0
     reason: str = ""
     implant: Implant | None = None
+    lost: float | None = None
 
     @property
     def action(self) -> str:
@@ -72,6 +78,27 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
+class BlockPlan:
+    """The decision for one residual block that can be dropped: one line of the file.
+
+    Attributes:
+        dropped: Whether its branch goes; the skip connection stays.
+        delta_loss: Measured rise of the loss if it goes, everything else as it is.
+        std_error: Its standard error.
+        params: Change of the parameters if only this block went; zero or negative.
+        macs: The same for multiply-accumulates.
+        reason: Why, for people.
+    """
+
+    dropped: bool
+    delta_loss: float = 0.0
+    std_error: float = 0.0
+    params: int = 0
+    macs: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The decisions for all groups, and what they were made for.
 
@@ -92,6 +119,7 @@ class Plan:
         delta_loss: Predicted rise of the loss over all groups.
         std_error: Its standard error.
         groups: Decisions by group name, in the program's order.
+        blocks: Decisions by name of residual block, if any was to be chosen.
     """
 
     target: str
@@ -109,6 +137,7 @@ class Plan:
     implant_init: str = "least-squares"
     optimality: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    blocks: Mapping[str, BlockPlan] = field(default_factory=dict)
 
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Kept units of every group that loses some: the input of `apply` and `mask`."""
@@ -117,6 +146,10 @@ class Plan:
     def implants(self) -> dict[str, Implant]:
         """Implants by group name: the further input of `implant` and `mask`."""
         return {name: group.implant for name, group in self.groups.items() if group.implant and group.implanted}
+
+    def drops(self) -> tuple[str, ...]:
+        """Names of the blocks that are dropped."""
+        return tuple(name for name, block in self.blocks.items() if block.dropped)
 
     @property
     def structural_init(self) -> str:
@@ -127,7 +160,8 @@ class Plan:
         """Checks that the plan belongs to a program.
 
         Raises:
-            UserError: Groups are missing, unknown, of another width, frozen and yet cut, or cannot have implants.
+            UserError: Groups are missing, unknown, of another width, frozen and yet cut, or cannot have implants; or a
+                block is unknown, or dropped while units of it are cut.
         """
         groups = {group.name: group for group in program.groups}
         hint = "plan again for this program"
@@ -161,6 +195,20 @@ class Plan:
             raise UserError("the plan was made for another program", why="other groups are frozen now", hint=hint)
         kept = {name: np.array(group.kept) for name, group in self.groups.items()}
         check_implants(program, self.implants(), kept, self.structural_init)
+        self._check_blocks(program)
+
+    def _check_blocks(self, program: Program) -> None:
+        for block in find_blocks(program, self.blocks) if self.blocks else []:
+            for group in program.groups:
+                line = self.groups[group.name]
+                if self.blocks[block.name].dropped and block.holds(group) and (line.removed or line.implanted):
+                    raise UserError(
+                        f"the block {block.name} is dropped, and units of {group.name} in it are cut",
+                        where="blocks",
+                        why="all of them go with the block",
+                        hint=f"write {group.name}: {{action: keep, keep: {group.width}/{group.width}}}, "
+                        f"or {block.name}: {{action: keep}} under blocks",
+                    )
 
     def save(self, path: str | Path) -> None:
         """Writes the YAML form; the file is replaced whole or not at all.

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
 from ..errors import UserError, did_you_mean
 from ..passes.implant import check_form
 from ..passes.implant_form import Implant
 from .cost.model import Cost
-from .plan import ACTIONS, IMPLANT_INITS, GroupPlan, Plan
+from .plan import ACTIONS, BLOCK_ACTIONS, IMPLANT_INITS, BlockPlan, GroupPlan, Plan
+from .plan_text import (
+    estimate,
+    flow,
+    get_key,
+    integer,
+    mapping,
+    no_unknown,
+    number,
+    parse,
+    percent,
+    read_estimate,
+)
 
 FORMAT = "plan/1"
 
@@ -31,6 +39,12 @@ _HEADER = """\
 _IMPLANT_HEADER = """\
 #   implant: units that stay but are computed by a small stand-in instead of their own filters; keep counts the others
 # To keep an implanted unit whole, take it off `units`; to prune it, move it to `removed`; then correct `keep`.
+# lost: the share of the units' scores that delta_loss counts as lost to their implant; without it, none is predicted.
+"""
+
+_BLOCK_HEADER = """\
+# blocks: residual blocks whose branch can go; action: drop drops it, action: keep keeps it. delta_loss was measured
+# with that branch alone gone. Groups inside a dropped block go with it: their own action is keep.
 """
 
 _KEYS = (
@@ -46,11 +60,11 @@ _KEYS = (
     "implants",
     "optimality",
     "measured",
+    "blocks",
     "groups",
 )
 _GROUP_KEYS = ("action", "keep", "delta_loss", "params", "macs", "reason", "implant", "removed")
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+_BLOCK_KEYS = ("action", "delta_loss", "params", "macs", "reason")
 
 
 def save(plan: Plan, path: Path) -> None:
@@ -82,26 +96,29 @@ def dumps(plan: Plan) -> str:
     if plan.seed is not None:
         ranking["seed"] = plan.seed
     dense, planned = plan.dense, plan.planned
-    share = {"params": _percent(planned.params, dense.params), "macs": _percent(planned.macs, dense.macs)}
+    share = {"params": percent(planned.params, dense.params), "macs": percent(planned.macs, dense.macs)}
     lines = [
         _HEADER.format(unit="" if plan.unit == "loss" else "; this method gives scores, not losses")
         + (_IMPLANT_HEADER if plan.implants() else "")
+        + (_BLOCK_HEADER if plan.blocks else "")
         + f"secateur: {FORMAT}",
-        f"target: {_flow(plan.target)}",
-        f"budget: {_flow(plan.budget)}",
-        f"ranking: {_flow(ranking)}",
-        f"planner: {_flow(plan.settings)}",
-        f"program: {_flow(plan.program)}",
+        f"target: {flow(plan.target)}",
+        f"budget: {flow(plan.budget)}",
+        f"ranking: {flow(ranking)}",
+        f"planner: {flow(plan.settings)}",
+        f"program: {flow(plan.program)}",
         f"dense: {{params: {dense.params}, macs: {dense.macs}}}",
         f"planned: {{params: {planned.params}, macs: {planned.macs}}}  # {share['params']} and {share['macs']}",
-        f"delta_loss: {_estimate(plan.delta_loss, plan.std_error)}",
+        f"delta_loss: {estimate(plan.delta_loss, plan.std_error)}",
         *([f"implants: {{init: {plan.implant_init}}}"] if plan.implants() else []),
-        *([f"optimality: {_flow(plan.optimality)}"] if plan.optimality else []),
+        *([f"optimality: {flow(plan.optimality)}"] if plan.optimality else []),
         *(["measured:"] if plan.measured else []),
-        *(f"  {_flow(name)}: {_flow(found)}" for name, found in plan.measured.items()),
+        *(f"  {flow(name)}: {flow(found)}" for name, found in plan.measured.items()),
+        *(["blocks:"] if plan.blocks else []),
+        *(f"  {flow(name)}: {_block_line(block)}" for name, block in plan.blocks.items()),
         "groups:" if plan.groups else "groups: {}",
     ]
-    lines += [f"  {_flow(name)}: {_group_line(group)}" for name, group in plan.groups.items()]
+    lines += [f"  {flow(name)}: {_group_line(group)}" for name, group in plan.groups.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -115,8 +132,8 @@ def loads(text: str, *, where: str = "plan") -> Plan:
     Raises:
         UserError: See `Plan.load`.
     """
-    raw = _mapping(_parse(text, where), where)
-    _no_unknown(raw, _KEYS, where)
+    raw = mapping(parse(text, where), where)
+    no_unknown(raw, _KEYS, where)
     if raw.get("secateur") != FORMAT:
         raise UserError(
             "this is not a plan of this version of secateur",
@@ -124,27 +141,31 @@ def loads(text: str, *, where: str = "plan") -> Plan:
             why=f"it says secateur: {raw.get('secateur')}, not {FORMAT}",
             hint="plan again",
         )
-    ranking, planner = (_mapping(_get(raw, key, where), f"{where}, {key}") for key in ("ranking", "planner"))
-    _no_unknown(ranking, ("method", "unit", "seed"), f"{where}, ranking")
-    groups = _mapping(_get(raw, "groups", where), f"{where}, groups")
-    delta_loss, std_error = _read_estimate(_get(raw, "delta_loss", where), where)
+    ranking, planner = (mapping(get_key(raw, key, where), f"{where}, {key}") for key in ("ranking", "planner"))
+    no_unknown(ranking, ("method", "unit", "seed"), f"{where}, ranking")
+    groups = mapping(get_key(raw, "groups", where), f"{where}, groups")
+    delta_loss, std_error = read_estimate(get_key(raw, "delta_loss", where), where)
     return Plan(
-        target=str(_get(raw, "target", where)),
-        budget=_mapping(_get(raw, "budget", where), f"{where}, budget"),
-        method=str(_get(ranking, "method", f"{where}, ranking")),
-        unit=str(_get(ranking, "unit", f"{where}, ranking")),
+        target=str(get_key(raw, "target", where)),
+        budget=mapping(get_key(raw, "budget", where), f"{where}, budget"),
+        method=str(get_key(ranking, "method", f"{where}, ranking")),
+        unit=str(get_key(ranking, "unit", f"{where}, ranking")),
         seed=ranking.get("seed"),
         settings=planner,
-        program=str(_get(raw, "program", where)),
+        program=str(get_key(raw, "program", where)),
         dense=_cost(raw, "dense", where),
         planned=_cost(raw, "planned", where),
         delta_loss=delta_loss,
         std_error=std_error,
         implant_init=_read_init(raw.get("implants", {}), f"{where}, implants"),
-        optimality=_mapping(raw.get("optimality", {}), f"{where}, optimality"),
+        optimality=mapping(raw.get("optimality", {}), f"{where}, optimality"),
         measured={
-            str(name): _mapping(found, f"{where}, measured, {name}")
-            for name, found in _mapping(raw.get("measured", {}), f"{where}, measured").items()
+            str(name): mapping(found, f"{where}, measured, {name}")
+            for name, found in mapping(raw.get("measured", {}), f"{where}, measured").items()
+        },
+        blocks={
+            str(name): _read_block(line, f"{where}, blocks, {name}")
+            for name, line in mapping(raw.get("blocks", {}), f"{where}, blocks").items()
         },
         groups={str(name): _read_group(line, f"{where}, groups, {name}") for name, line in groups.items()},
     )
@@ -153,31 +174,62 @@ def loads(text: str, *, where: str = "plan") -> Plan:
 def _group_line(group: GroupPlan) -> str:
     fields = [f"action: {group.action}", f"keep: {group.whole}/{group.width}"]
     if group.removed or group.implanted:
-        fields.append(f"delta_loss: {_estimate(group.delta_loss, group.std_error)}")
+        fields.append(f"delta_loss: {estimate(group.delta_loss, group.std_error)}")
         fields.append(f"params: {group.params}, macs: {group.macs}")
     if group.reason:
         fields.append(f"reason: {json.dumps(group.reason, ensure_ascii=False)}")
     if group.implant and group.implanted:
         rank = f", rank: {group.implant.rank}" if group.implant.rank is not None else ""
-        fields.append(f"implant: {{form: {group.implant.form}{rank}, units: {list(group.implanted)}}}")
+        lost = f", lost: {number(group.lost)}" if group.lost is not None else ""
+        fields.append(f"implant: {{form: {group.implant.form}{rank}{lost}, units: {list(group.implanted)}}}")
     if group.removed:
         fields.append(f"removed: {list(group.removed)}")
     return "{" + ", ".join(fields) + "}"
 
 
+def _block_line(block: BlockPlan) -> str:
+    fields = [f"action: {'drop' if block.dropped else 'keep'}"]
+    fields.append(f"delta_loss: {estimate(block.delta_loss, block.std_error)}")
+    fields.append(f"params: {block.params}, macs: {block.macs}")
+    if block.reason:
+        fields.append(f"reason: {json.dumps(block.reason, ensure_ascii=False)}")
+    return "{" + ", ".join(fields) + "}"
+
+
+def _read_block(raw: Any, where: str) -> BlockPlan:
+    line = mapping(raw, where)
+    no_unknown(line, _BLOCK_KEYS, where)
+    action = get_key(line, "action", where)
+    if action not in BLOCK_ACTIONS:
+        raise UserError(
+            f"unknown action {action!r}{did_you_mean(str(action), BLOCK_ACTIONS)}",
+            where=where,
+            hint=f"there is: {', '.join(BLOCK_ACTIONS)}",
+        )
+    delta_loss, std_error = read_estimate(line.get("delta_loss", "0 ± 0"), where)
+    return BlockPlan(
+        dropped=action == "drop",
+        delta_loss=delta_loss,
+        std_error=std_error,
+        params=integer(line.get("params", 0), "params", where),
+        macs=integer(line.get("macs", 0), "macs", where),
+        reason=str(line.get("reason", "")),
+    )
+
+
 def _read_group(raw: Any, where: str) -> GroupPlan:
-    line = _mapping(raw, where)
-    _no_unknown(line, _GROUP_KEYS, where)
-    action = _get(line, "action", where)
+    line = mapping(raw, where)
+    no_unknown(line, _GROUP_KEYS, where)
+    action = get_key(line, "action", where)
     if action not in ACTIONS:
         raise UserError(
             f"unknown action {action!r}{did_you_mean(str(action), ACTIONS)}",
             where=where,
             hint=f"there is: {', '.join(ACTIONS)}",
         )
-    kept, width = _read_keep(_get(line, "keep", where), where)
+    kept, width = _read_keep(get_key(line, "keep", where), where)
     removed = _read_units(line.get("removed", []), width, "removed", where)
-    implant = _read_implant(line["implant"], width, f"{where}, implant") if "implant" in line else None
+    implant, lost = _read_implant(line["implant"], width, f"{where}, implant") if "implant" in line else (None, None)
     implanted = implant.units if implant is not None else ()
     both = set(removed) & set(implanted)
     if both:
@@ -202,16 +254,17 @@ def _read_group(raw: Any, where: str) -> GroupPlan:
             why=f"removed decides, and lists {len(removed)} units",
             hint=_reconcile(kept, width, removed, len(implanted)),
         )
-    delta_loss, std_error = _read_estimate(line.get("delta_loss", "0 ± 0"), where)
+    delta_loss, std_error = read_estimate(line.get("delta_loss", "0 ± 0"), where)
     return GroupPlan(
         width=width,
         removed=tuple(removed),
         delta_loss=delta_loss,
         std_error=std_error,
-        params=_integer(line.get("params", 0), "params", where),
-        macs=_integer(line.get("macs", 0), "macs", where),
+        params=integer(line.get("params", 0), "params", where),
+        macs=integer(line.get("macs", 0), "macs", where),
         reason=str(line.get("reason", "")),
         implant=implant,
+        lost=lost,
     )
 
 
@@ -229,21 +282,28 @@ def _read_units(units: Any, width: int, key: str, where: str) -> list[int]:
     return units
 
 
-def _read_implant(raw: Any, width: int, where: str) -> Implant:
-    line = _mapping(raw, where)
-    _no_unknown(line, ("form", "rank", "units"), where)
-    form = str(_get(line, "form", where))
-    rank = _integer(line["rank"], "rank", where) if "rank" in line else None
+def _read_implant(raw: Any, width: int, where: str) -> tuple[Implant, float | None]:
+    line = mapping(raw, where)
+    no_unknown(line, ("form", "rank", "lost", "units"), where)
+    form = str(get_key(line, "form", where))
+    rank = integer(line["rank"], "rank", where) if "rank" in line else None
     check_form(form, rank, where=where)
-    units = _read_units(_get(line, "units", where), width, "units", where)
+    units = _read_units(get_key(line, "units", where), width, "units", where)
     if not units:
         raise UserError("no unit is implanted", where=where, hint="list some, or take implant away")
-    return Implant(tuple(units), form, rank)
+    lost = line.get("lost")
+    if lost is not None and (isinstance(lost, bool) or not isinstance(lost, int | float) or not 0.0 <= lost <= 1.0):
+        raise UserError(
+            f"lost: {lost} is no share",
+            where=where,
+            hint="0 loses nothing of the units' scores, 1 all; or leave it out",
+        )
+    return Implant(tuple(units), form, rank), None if lost is None else float(lost)
 
 
 def _read_init(raw: Any, where: str) -> str:
-    line = _mapping(raw, where)
-    _no_unknown(line, ("init",), where)
+    line = mapping(raw, where)
+    no_unknown(line, ("init",), where)
     init = str(line.get("init", IMPLANT_INITS[0]))
     if init not in IMPLANT_INITS:
         raise UserError(
@@ -279,87 +339,8 @@ def _read_keep(text: Any, where: str) -> tuple[int | None, int]:
     return (int(match[1]) if match[1].isdigit() else None), int(match[2])
 
 
-def _estimate(value: float, error: float) -> str:
-    return f"{_number(value)} ± {_number(error)}"
-
-
-def _number(value: float) -> str:
-    """The shortest of the exact forms of a number."""
-    exact = (f"{value:.{digits}e}" for digits in range(17))
-    return min((next(t for t in exact if float(t) == value), repr(value)), key=len)
-
-
-def _read_estimate(text: Any, where: str) -> tuple[float, float]:
-    parts = [part.strip() for part in re.split("±|\\+-|\\+/-", str(text))]
-    try:
-        value, error = (float(part) for part in (*parts, "0")[:2])
-    except ValueError:
-        value = error = math.nan
-    if len(parts) > 2 or not (math.isfinite(value) and math.isfinite(error) and error >= 0):
-        raise UserError(f"delta_loss: {text} is no estimate", where=where, hint="delta_loss: 3.1e-03 ± 4e-04")
-    return value, error
-
-
 def _cost(raw: Mapping[str, Any], key: str, where: str) -> Cost:
     where = f"{where}, {key}"
-    cost = _mapping(_get(raw, key, where), where)
-    _no_unknown(cost, ("params", "macs"), where)
-    return Cost(*(_integer(_get(cost, part, where), part, where) for part in ("params", "macs")))
-
-
-def _integer(value: Any, key: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{key}: {value} is no whole number", where=where)
-    return value
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(
-            "there should be keys with values here", where=where, why=f"there is {json.dumps(value, default=str)}"
-        )
-    return value
-
-
-def _get(raw: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in raw:
-        raise UserError(
-            f"the key {key} is missing", where=where, hint="take it back from the plan as secateur wrote it"
-        )
-    return raw[key]
-
-
-def _no_unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise UserError(
-                f"unknown key {key}{did_you_mean(str(key), known)}", where=where, hint=f"there is: {', '.join(known)}"
-            )
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        at = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
-        raise UserError("the plan is not valid YAML", where=at, why=str(error.problem), hint="mend this line") from None
-    except YAMLError as error:
-        raise UserError("the plan is not valid YAML", where=where, why=str(error).splitlines()[0]) from None
-
-
-def _flow(value: Any) -> str:
-    """A value in YAML's flow style, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-        return value if plain else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float):
-        return _number(value)
-    return json.dumps(value)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "0%"
+    cost = mapping(get_key(raw, key, where), where)
+    no_unknown(cost, ("params", "macs"), where)
+    return Cost(*(integer(get_key(cost, part, where), part, where) for part in ("params", "macs")))

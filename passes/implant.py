@@ -103,6 +103,15 @@ def implantable(program: Program, group: Group, form: str = "pointwise") -> Allo
     return order if isinstance(order, Refused) else Allowed()
 
 
+def joint_order(program: Program, groups: Sequence[Group]) -> Reordering | Refused:
+    """The permutation by which units of all these groups can lie last, if there is one."""
+    last: dict[tuple[str, int], list[np.ndarray]] = {}
+    for group in groups:
+        for member in group.producers:
+            last.setdefault((member.tensor, member.axis), []).append(member.index[0])
+    return find_order(program, {key: np.concatenate(rows) for key, rows in last.items()})
+
+
 def replaced_layers(program: Program, group: Group, chosen: Implant) -> dict[str, np.ndarray] | Refused:
     """Filters that an implant replaces, by module path; a refusal if there are none."""
     found = _sites(program, group, chosen)

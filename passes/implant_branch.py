@@ -41,7 +41,7 @@ def split(program: Program, path: str, made: Sequence[nn.Module]) -> tuple[str, 
     kept, replaced = np.split(np.arange(width), [width - len(made[-1].weight)])  # type: ignore[arg-type]
     axis = len(shape_of(node)) - (len(layer.kernel_size) + 1 if isinstance(layer, _ConvNd) else 1)
     paths = _register(graph_module, path, made, layer)
-    chain = _chain(program, node, axis)
+    chain = chain_of(program, node, axis)
 
     branch, before = node.args[0], node
     for own in paths:
@@ -86,8 +86,14 @@ def _free(graph_module: nn.Module, path: str) -> str:
     return next(name for name in (path, *(f"{path}{i}" for i in range(2, len(taken) + 3))) if name not in taken)
 
 
-def _chain(program: Program, node: fx.Node, axis: int) -> list[fx.Node]:
-    """A layer and what alone follows it channel by channel: batch norm, activations."""
+def chain_of(program: Program, node: fx.Node, axis: int) -> list[fx.Node]:
+    """A layer and what alone follows it channel by channel: batch norm, activations; what a stand-in replaces.
+
+    Args:
+        program: The program.
+        node: The one call of the layer.
+        axis: The axis of the channels in its value.
+    """
     chain = [node]
     tensors = list(program.graph_module.state_dict(keep_vars=True).values())
     while len(chain[-1].users) == 1:

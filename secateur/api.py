@@ -14,6 +14,7 @@ from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.heal import heal as _heal
 from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.implants.apply import apply_plan as _apply_plan
+from .compress.implants.apply import mask_plan as _mask_plan
 from .compress.implants.fit import fit_implants as _fit_implants
 from .compress.plan import Plan
 from .compress.planner.plan import plan as _plan
@@ -108,7 +109,7 @@ def plan(
         budget: Limits on latency, parameters, multiply-accumulates, size and activation memory.
         batches: Batch sizes at which a latency budget holds.
         threads: Threads of the runtime when latency is measured.
-        options: `floor`, `by`, `ignore`, `latency_margin`, `seconds`, `note`.
+        options: `floor`, `by`, `ignore`, `latency_margin`, `seconds`, `note`; `implants` and `blocks` to choose from.
 
     Raises:
         BudgetError: The budgets cannot be met; names the nearest that can.
@@ -152,7 +153,7 @@ def mask(program: Program, plan: Plan | Keep) -> Program:
     """Silences what the plan does not keep and replaces implanted filters, at full size: the oracle of `apply`."""
     if isinstance(plan, Plan):
         plan.check(program)
-        return _mask(program, plan.keep(), implants=plan.implants(), init=plan.structural_init)
+        return _mask_plan(program, plan)
     return _mask(program, plan)
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from .compress.budget import Budget
 from .compress.chita.structured import structured_chita
 from .compress.cost.stopwatch import OrtStopwatch, can_time
+from .compress.implants.loss import offer_implants
 from .compress.implants.select import plan_within
 from .compress.plan import Plan
+from .compress.planner.drops import measure_blocks
 from .compress.planner.limits import PLANNED, Costs
 from .compress.planner.plan import plan_with_frontier
 from .compress.planner.stages import plan_in_stages
@@ -65,6 +67,8 @@ def make_plan(
     if spec.by == "sensitivity" and table.interactions is not None:
         context.reporter.note("plan.by sensitivity compares scores: interactions only order units inside their group")
     facts: dict[str, Any] = {}
+    if spec.jointly:
+        options |= _beside(context, program)
     costs = Costs(program, context.target, options["stopwatch"])
 
     def make(within: Budget) -> Plan:
@@ -81,7 +85,7 @@ def make_plan(
         facts["stages"] = list(staged.stages)
         return staged.plan
 
-    if spec.implant == "none":
+    if spec.implant == "none" or spec.jointly:
         made = make(budget)
     else:
         if budget.latency or budget.size or budget.memory:
@@ -103,9 +107,33 @@ def make_plan(
 
 def plan_inputs(recipe: Recipe) -> Mapping[str, str]:
     """What a plan takes from sections that are not its own."""
-    if recipe.plan.by != "structured-chita":
+    if recipe.plan.by != "structured-chita" and not recipe.plan.jointly:
         return _latency_gate(recipe)
     return {**_latency_gate(recipe), "data": recipe.data.model_dump_json(), "loss": recipe.loss}
+
+
+def _beside(context: Context, program: Program) -> dict[str, Any]:
+    """Implants and blocks to choose from, with what each would lose on calibration data."""
+    spec, data = context.recipe.plan, context.data.calibration
+    found: dict[str, Any] = {}
+    if spec.ni_ratio == "auto":
+        found["implants"] = offer_implants(
+            program,
+            data,
+            spec.implant,
+            rank=spec.implant_rank,
+            init=spec.implant_init,
+            seed=context.recipe.seed,
+            progress=context.progress("implants tried"),
+        )
+        if not found["implants"].groups:
+            context.reporter.note(f"no group of this network can have implants of the form {spec.implant}")
+    if spec.blocks == "drop":
+        samples, progress = context.recipe.rank.samples, context.progress("blocks tried")
+        found["blocks"] = measure_blocks(program, data, context.loss, samples=samples, progress=progress)
+        if not found["blocks"]:
+            context.reporter.note("this network has no residual block that could be dropped")
+    return found
 
 
 def _plan_jointly(context: Context, program: Program) -> Plan:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .compress.budget import Budget
 from .compress.chita.structured_settings import StructuredSettings
+from .compress.cost.stopwatch import can_time
 from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.sensitivity.rank import check_options
 from .compress.sensitivity.verify import LEAST
@@ -99,9 +100,11 @@ class PlanSpec(Section):
         frontier: Points of the Pareto frontier of loss and cost that are worked out beside the plan; 0 for none.
         stages: The cut is made in so many parts, and what is left is ranked again after each.
         implant: Form of the implants: small stand-ins for the most sensitive of the units that would be pruned.
-        ni_ratio: Share of the units that would be pruned that get an implant.
+        ni_ratio: Share of the units that would be pruned that get an implant; `auto` chooses implants jointly with the
+            widths, by what each would lose on calibration data.
         implant_rank: Rank of the forms low-rank, separable and tucker; null chooses one.
         implant_init: Where the weights of implants come from: fitted to data, the filters' own, or zero.
+        blocks: `drop` lets whole residual blocks go where that is best; `keep` keeps them.
         structured: Settings of `structured-chita`.
     """
 
@@ -114,14 +117,35 @@ class PlanSpec(Section):
     frontier: int = Field(default=0, ge=0)
     stages: int = Field(default=1, ge=1, le=20)
     implant: Literal["none", "pointwise", "low-rank", "separable", "tucker", "center"] = "none"
-    ni_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    ni_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["auto"] = 0.1
     implant_rank: int | None = Field(default=None, ge=1)
     implant_init: Literal["least-squares", "center", "zeros"] = "least-squares"
+    blocks: Literal["keep", "drop"] = "keep"
     structured: StructuredSettings = StructuredSettings()
+
+    @property
+    def jointly(self) -> str:
+        """What is chosen jointly with the widths, as it is written in a recipe; "" if nothing is."""
+        asked = ("ni_ratio: auto" if self.ni_ratio == "auto" else "", "blocks: drop" if self.blocks == "drop" else "")
+        return " and ".join(key for key in asked if key)
 
     @model_validator(mode="after")
     def _everything_is_used(self) -> PlanSpec:
         """What a planner cannot do is refused, not left out in silence."""
+        if self.ni_ratio == "auto" and self.implant in ("none", "center"):
+            raise ValueError(
+                "plan.ni_ratio: auto chooses how many implants there are; give their form: implant: pointwise"
+            )
+        if self.jointly:
+            for asked, key, remedy in (
+                (self.by in ("gain", "sensitivity", "structured-chita"), f"by: {self.by}", "take by: auto"),
+                (self.stages > 1, "stages", "set it to 1"),
+                (self.frontier > 0, "frontier", "set it to 0"),
+            ):
+                if asked:
+                    raise ValueError(f"plan.{self.jointly} cannot be planned with plan.{key}; {remedy}")
+        if self.blocks == "drop" and self.implant != "none" and self.ni_ratio != "auto":
+            raise ValueError("plan.blocks: drop chooses all at once; with implants, set plan.ni_ratio: auto")
         if self.by == "structured-chita":
             for asked, key, remedy in (
                 (self.implant != "none", "implant", "leave it out, or take by: auto"),
@@ -184,6 +208,15 @@ class Recipe(Section):
         if self.plan.by == "structured-chita" and self.rank.options.get("interactions"):
             raise ValueError(
                 "rank.interactions is not read by plan.by: structured-chita, which measures its own; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _latency_knows_widths_alone(self) -> Recipe:
+        if self.plan.jointly and self.budget.latency is not None and can_time(TARGETS[self.target]):
+            raise ValueError(
+                f"budget.latency is planned for with widths alone, not with plan.{self.plan.jointly}: what these leave "
+                "of the network was never timed; limit macs instead, and let gates.latency.max judge the artifact"
             )
         return self
 

@@ -7,10 +7,13 @@ fuse it or run it in place. The peak is the largest sum over all moments; a limi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...passes.blocks import Block
 from ...passes.program import Program
 from .axes import Axis, AxisReader
 from .terms import Column, product_term
@@ -21,20 +24,31 @@ _POINTWISE = {"relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardsigmoi
 _MODULES = (_BatchNorm, nn.Dropout, nn.ReLU, nn.ReLU6, nn.Identity)
 
 
-def memory_columns(program: Program, *, bytes_per_element: int = INTEGER_BYTES) -> tuple[Column, ...]:
+def memory_columns(
+    program: Program, *, bytes_per_element: int = INTEGER_BYTES, apart: Sequence[Block] = ()
+) -> tuple[Column, ...]:
     """Bytes alive at each moment, for one sample; moments that others exceed at all widths are left out.
 
     Args:
         program: The program.
         bytes_per_element: 1 on integer grids, 4 in FP32.
+        apart: Blocks that may go: moments outside of them stay, whatever is alive inside.
     """
     reader = AxisReader(program)
     batch = _batch(program)
     moments = {name: _summed([reader.elements(node) for node in alive]) for name, alive in _alive(program.graph)}
     columns = []
-    for name, (fixed, slope) in _largest(moments).items():
-        columns.append(Column(f"memory at {name}", (product_term([(fixed, slope)], bytes_per_element / batch),)))
+    inside = {name for block in apart for name in block.nodes}
+    parts = [{name: m for name, m in moments.items() if name in block.nodes} for block in apart]
+    for part in ({name: m for name, m in moments.items() if name not in inside}, *parts):
+        for name, (fixed, slope) in _largest(part).items():
+            columns.append(Column(moment(name), (product_term([(fixed, slope)], bytes_per_element / batch),)))
     return tuple(columns)
+
+
+def moment(node: str) -> str:
+    """What the cost of the values alive while a node runs is called."""
+    return f"memory at {node}"
 
 
 def peak(columns: tuple[Column, ...], widths: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
-from ...passes.labels.flow import shape_of
+from ...passes.blocks import Block
+from ...passes.labels.flow import canonical_names, shape_of
 from ...passes.program import Program
 from .axes import Axis, AxisReader, varies
 from .terms import Column, Term, product_term
@@ -43,11 +44,13 @@ class _Layer:
 
     Attributes:
         weight: The weight.
+        call: Name of the node that calls the layer.
         node: The node at whose value the positions lie.
         positions: Axis sizes of that value, 1 for the axis of channels; the batch axis is among them.
     """
 
     weight: Tensor
+    call: str
     node: fx.Node
     positions: tuple[int, ...]
 
@@ -80,9 +83,9 @@ class CostModel:
     batch: int
 
     @staticmethod
-    def of(program: Program) -> CostModel:
-        """The cost model of a program."""
-        return _Builder(program).build()
+    def of(program: Program, only: Block | None = None) -> CostModel:
+        """The cost model of a program, or of one of its residual blocks: what is saved if that is dropped."""
+        return _Builder(program).build(only)
 
     @property
     def dense(self) -> Cost:
@@ -142,10 +145,14 @@ class _Builder:
         self.axes: dict[Axis, int] = {self.reader.fixed: 0}
         self.terms: dict[tuple[int, ...], list[int]] = {}
 
-    def build(self) -> CostModel:
+    def build(self, only: Block | None) -> CostModel:
+        names = canonical_names(self.program.graph_module)
         for parameter in self.program.graph_module.parameters():
-            self._add(self.reader.tensor(parameter), params=1)
+            if only is None or names[id(parameter)] in only.tensors:
+                self._add(self.reader.tensor(parameter), params=1)
         for layer in _layers(self.program):
+            if only is not None and layer.call not in only.nodes:
+                continue
             self._add([*self.reader.tensor(layer.weight), *self.reader.positions(layer.node, layer.positions)], macs=1)
         factors = max((len(term) for term in self.terms), default=1)
         terms = [term + (0,) * (factors - len(term)) for term in self.terms]
@@ -182,13 +189,13 @@ def _layers(program: Program) -> list[_Layer]:
             continue
         module = program.graph_module.get_submodule(str(node.target))
         if isinstance(module, nn.Linear):
-            found.append(_Layer(module.weight, node, (*shape_of(node)[:-1], 1)))
+            found.append(_Layer(module.weight, node.name, node, (*shape_of(node)[:-1], 1)))
         elif isinstance(module, _ConvNd):
             # Each element of a transposed kernel is used once for every input position, else for every output position.
             at = node.all_input_nodes[0] if isinstance(module, _ConvTransposeNd) else node
             shape = shape_of(at)
             channel = len(shape) - len(module.kernel_size) - 1
-            found.append(_Layer(module.weight, at, (*shape[:channel], 1, *shape[channel + 1 :])))
+            found.append(_Layer(module.weight, node.name, at, (*shape[:channel], 1, *shape[channel + 1 :])))
     return found
 
 

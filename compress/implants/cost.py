@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,13 +19,14 @@ from ...passes.program import Program
 from ..cost.model import Cost
 
 
-def implants_save(program: Program, widths: Mapping[str, int], implants: Implants) -> Cost:
+def implants_save(program: Program, widths: Mapping[str, int], implants: Implants, gone: Collection[str] = ()) -> Cost:
     """What a program costs less if these units have stand-ins instead of their own filters.
 
     Args:
         program: The program before anything is removed.
         widths: Kept units by group name, the implanted ones among them; groups that are missing keep all.
         implants: Stand-ins by group name; ones that may not be refused.
+        gone: Module paths of layers that are dropped anyway.
 
     Returns:
         Parameters and multiply-accumulates of one sample; negative if the stand-ins cost more.
@@ -46,13 +47,13 @@ def implants_save(program: Program, widths: Mapping[str, int], implants: Implant
     params = macs = 0
     for node in program.graph.find_nodes(op="call_module"):
         path = str(node.target)
-        if path in rows:
+        if path in rows and path not in gone:
             layer: Any = program.graph_module.get_submodule(path)
             inputs = terms[names[id(layer.weight)]][1].width(kept)
             shape = (rows[path], inputs, *layer.weight.shape[2:])
-            less, fewer = _saved(node, layer, shape, *forms[path])
+            less, fewer = saved_by(node, layer, shape, *forms[path])
             params, macs = params + less, macs + fewer
-    return Cost(params, macs // _batch_size(program))
+    return Cost(params, macs // batch_size(program))
 
 
 def filters_of(program: Program, widths: Mapping[str, int], name: str, chosen: Implant) -> list[tuple[int, ...]]:
@@ -76,8 +77,16 @@ def filters_of(program: Program, widths: Mapping[str, int], name: str, chosen: I
     return shapes
 
 
-def _saved(node: fx.Node, layer: nn.Module, shape: Sequence[int], form: str, rank: int | None) -> tuple[int, int]:
-    """Weights, and multiply-accumulates of the example batch, that a stand-in has less than the filters [n, in, k…]."""
+def saved_by(node: fx.Node, layer: nn.Module, shape: Sequence[int], form: str, rank: int | None) -> tuple[int, int]:
+    """Weights, and multiply-accumulates of the example batch, that a stand-in has less than the filters.
+
+    Args:
+        node: Calls the layer.
+        layer: The layer.
+        shape: [n, in, k…] of the filters that are replaced.
+        form: Of the stand-in.
+        rank: Its rank, if it has one.
+    """
     if form == "center":
         return 0, 0
     fewer = prod(shape) - weights_of(shape, form, rank)
@@ -105,6 +114,7 @@ def _positions(node: fx.Node, layer: nn.Module) -> tuple[int, ...]:
     return (*shape[:channel], *shape[channel + 1 :])
 
 
-def _batch_size(program: Program) -> int:
+def batch_size(program: Program) -> int:
+    """Samples in the example inputs."""
     leaves = pytree.tree_leaves((program.example_args, dict(program.example_kwargs)))
     return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0]), 1)

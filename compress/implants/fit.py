@@ -78,13 +78,47 @@ def _fit(
     """Fits one stand-in, in place, with `found` on its way through the same program."""
     layers: list[Any] = [program.graph_module.get_submodule(path) for path in stand_in.layers]
     nodes = [_caller(program, path) for path in stand_in.layers]
-    whole = stand_in.form == "low-rank"
-    layer = _joined(*layers) if whole else layers[-1]
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
-        return
-    inputs = found.inputs_of(nodes[0 if whole else -1].name)
-    norm = _norm_behind(program, nodes[-1])
+    inputs = found.inputs_of(nodes[0 if stand_in.form == "low-rank" else -1].name)
+    norm = norm_behind(program, nodes[-1])
     biased = isinstance(layers[-1].bias, nn.Parameter) or norm is not None
+    offset = fit_layers(layers, stand_in.form, inputs, targets, biased=biased, ridge=ridge, generator=generator)
+    if offset is None:
+        return
+    if isinstance(layers[-1].bias, nn.Parameter):
+        layers[-1].bias.copy_(offset)
+    elif norm is not None and norm.running_mean is not None:
+        norm.running_mean -= offset
+
+
+def fit_layers(
+    layers: Sequence[Any],
+    form: str,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    *,
+    biased: bool,
+    ridge: float,
+    generator: torch.Generator,
+) -> Tensor | None:
+    """Fits the weights of the layers of a stand-in, in place; see `fit_implants`.
+
+    Args:
+        layers: First to last.
+        form: Of the stand-in.
+        inputs: By batch: what the first layer reads if the form is `low-rank`, else what the last one reads.
+        targets: By batch: what the last one should compute.
+        biased: Whether an offset can be added to its outputs.
+        ridge: See `fit_implants`.
+        generator: Draws positions.
+
+    Returns:
+        What is to be added to the outputs without their bias, float [channels]; None if nothing is, or if these layers
+        cannot be fitted.
+    """
+    whole = form == "low-rank"
+    layer = _joined(layers[0], layers[-1]) if whole else layers[-1]
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+        return None
     layer = copy.copy(layer)
     layer._parameters = dict(layer._parameters)
     bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight))) if biased else None
@@ -101,12 +135,7 @@ def _fit(
         if offset is not None:  # the mean is all of the outputs', not only of their projection
             linear = mean.to(main.dtype) - offset
             offset = offset + linear - main @ (main.T @ linear)
-    if offset is None:
-        return
-    if isinstance(layers[-1].bias, nn.Parameter):
-        layers[-1].bias.copy_(offset)
-    elif norm is not None and norm.running_mean is not None:
-        norm.running_mean -= offset
+    return offset
 
 
 def _joined(first: Any, last: Any) -> Any:
@@ -123,7 +152,7 @@ def _places(layer: nn.Module, value: Tensor) -> Tensor:
     return value.flatten(0, -2) if isinstance(layer, nn.Linear) else value.transpose(0, 1).flatten(1).T
 
 
-def _norm_behind(program: Program, node: fx.Node) -> _BatchNorm | None:
+def norm_behind(program: Program, node: fx.Node) -> _BatchNorm | None:
     """The batch norm with statistics that alone reads a value."""
     users = list(node.users)
     behind = program.graph_module.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None

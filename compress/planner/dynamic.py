@@ -2,8 +2,9 @@
 
 Blocks that may be dropped count as groups here. Two groups are neighbours if a term of the cost depends on both. Where
 every group has at most two neighbours and there is no cycle, the groups are taken in the order of their chains. For
-each width of the last group taken, the states are the pairs (cost, predicted rise) that no other beats in both: the multiple-choice knapsack of Sinha and Zoltners (1979),
-with dominance as in Nemhauser and Ullmann (1969), carried along the chain.
+each width of the last group taken, the states are the pairs (cost, predicted rise) that no other beats in both: the
+multiple-choice knapsack of Sinha and Zoltners (1979), with dominance as in Nemhauser and Ullmann (1969), carried along
+the chain.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..sensitivity.table import Sensitivity
+from ..sensitivity.table import Scores, Sensitivity
 
 
 def removal_order(scores: np.ndarray, interactions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -63,3 +63,18 @@ def joint_rise(sensitivity: Sensitivity, removed: dict[str, tuple[int, ...]]) ->
         gone += [start + unit for unit in removed.get(name, ())]
         start += len(scores.delta_loss)
     return float(sensitivity.interactions[np.ix_(gone, gone)].sum())
+
+
+def implant_rise(scores: Scores, units: tuple[int, ...], lost: float | None) -> tuple[float, float]:
+    """Predicted rise of the loss by the implants of these units, and its standard error; 0 where it is not predicted.
+
+    Args:
+        scores: Those of the group.
+        units: The implanted units.
+        lost: Share of their scores that is lost; None if nobody knows.
+    """
+    if lost is None or not units:
+        return 0.0, 0.0
+    at = list(units)
+    loss = float(np.maximum(scores.delta_loss[at], 0.0).sum())
+    return lost * loss, lost * float(np.sqrt((scores.std_error[at] ** 2).sum()))

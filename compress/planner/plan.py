@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError, did_you_mean
 from ...export.targets import Target
 from ...passes.program import Program
 from ..budget import Budget
-from ..cost.memory import FLOAT_BYTES, memory_columns, peak
-from ..cost.model import CostModel
 from ..cost.stopwatch import Stopwatch
-from ..plan import GroupPlan, Plan, fingerprint
+from ..implants.offers import Offers
+from ..plan import Plan
 from ..sensitivity.table import Sensitivity
+from .beside import Beside
+from .document import document
+from .drops import BlockOffer
 from .frontier import Frontier, frontier
+from .joint import joint_attempts
 from .limits import PLANNED, WORDS, Costs
 from .milp import TIME_LIMIT
-from .order import joint_rise
-from .problem import Choice, make_choices, widths_by_name
-from .rounds import Attempt, attempts, best
+from .problem import make_choices
+from .rounds import attempts, best
 from .search import SEARCHES, chosen
 
 MARGIN = 0.03
@@ -41,6 +41,8 @@ def plan(
     stopwatch: Stopwatch | None = None,
     latency_margin: float = MARGIN,
     seconds: float = TIME_LIMIT,
+    implants: Offers | None = None,
+    blocks: Sequence[BlockOffer] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Decides how many units every group keeps, so that all budgets hold at the least predicted rise of the loss.
@@ -61,6 +63,8 @@ def plan(
         stopwatch: Measures latency on the target; needed for a budget on it.
         latency_margin: Share of a latency budget that is kept free, 0 to 1.
         seconds: Time limit of each exact search.
+        implants: Implants to choose from jointly with the widths (`measure_losses`); None plans without.
+        blocks: Residual blocks that may be dropped (`measure_blocks`).
         note: Told what was measured.
 
     Returns:
@@ -77,6 +81,8 @@ def plan(
         "stopwatch": stopwatch,
         "latency_margin": latency_margin,
         "seconds": seconds,
+        "implants": implants,
+        "blocks": blocks,
         "note": note,
     }
     return plan_with_frontier(0, program, sensitivity, target=target, budget=budget, **options)[0]
@@ -97,6 +103,8 @@ def plan_with_frontier(
     seconds: float = TIME_LIMIT,
     part: float = 1.0,
     costs: Costs | None = None,
+    implants: Offers | None = None,
+    blocks: Sequence[BlockOffer] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Plan, Frontier | None]:
     """`plan`, and the Pareto frontier of predicted loss and the first budget around it.
@@ -115,93 +123,36 @@ def plan_with_frontier(
         seconds: See `plan`.
         part: Share of the way to the budget that this plan goes; see `stages`.
         costs: From an earlier plan of the program with the same width grid, so that they are measured once.
+        implants: See `plan`.
+        blocks: See `plan`.
         note: See `plan`.
     """
     _check_arguments(by, floor, latency_margin)
     _check_budget(budget)
     costs = costs or Costs(program, target, stopwatch)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
-    search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None))
-    made = attempts(choices, costs, budget, by=search, seconds=seconds, margin=latency_margin, part=part, note=note)
+    beside = Beside(implants, tuple(blocks)) if implants is not None or blocks else None
+    if beside is not None:
+        beside.check(by, budget, sensitivity.unit)
+    search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None), beside is not None)
+    options: dict[str, Any] = {"by": search, "seconds": seconds, "part": part}
+    if beside is not None:
+        made = joint_attempts(choices, costs, budget, beside, **options)
+    else:
+        made = attempts(choices, costs, budget, margin=latency_margin, note=note, **options)
     attempt = best(made)
-    settings = {"by": by, "floor": floor, "ignore": list(ignore)}
-    document = _document(attempt, made, costs, sensitivity, budget, settings)
+    settings: dict[str, Any] = {"by": by, "floor": floor, "ignore": list(ignore)}
+    if implants is not None:
+        settings |= {"implant": implants.form, "ni_ratio": "auto", **implants.facts}
+    if blocks:
+        settings |= {"blocks": "drop"}
+    written = document(attempt, made, costs, sensitivity, budget, settings, beside or Beside())
     if not points:
-        return document, None
+        return written, None
     around = frontier(
         attempt.problem, attempt.limits, costs.model, unit=sensitivity.unit, points=points, seconds=seconds
     )
-    return document, around
-
-
-def _document(
-    attempt: Attempt,
-    made: Sequence[Attempt],
-    costs: Costs,
-    sensitivity: Sensitivity,
-    budget: Budget,
-    settings: dict[str, Any],
-) -> Plan:
-    """The plan that an attempt comes to."""
-    problem, position, model = attempt.problem, attempt.solution.position, costs.model
-    dense = model.dense
-    groups = {
-        choice.group.name: _decide(choice, int(place), model, sensitivity, choice.group.name in attempt.dropped)
-        for choice, place in zip(problem.choices, position, strict=True)
-    }
-    seed = sensitivity.facts.get("seed")
-    removed = {name: group.removed for name, group in groups.items()}
-    delta_loss = joint_rise(sensitivity, removed)
-    return Plan(
-        target=costs.target.name,
-        budget=budget.given(),
-        method=sensitivity.method,
-        unit=sensitivity.unit,
-        seed=seed if isinstance(seed, int) else None,
-        settings={**settings, "align": costs.target.align_int8},
-        program=fingerprint(costs.program.groups),
-        dense=dense,
-        planned=model.cost(widths_by_name(problem, position)),
-        delta_loss=_rounded(delta_loss),
-        std_error=_rounded(sum(group.std_error**2 for group in groups.values()) ** 0.5),
-        groups=groups,
-        optimality=_optimality(attempt),
-        measured=_measured(attempt, made, costs, budget),
-    )
-
-
-def _optimality(attempt: Attempt) -> dict[str, Any]:
-    """How the plan was found, and how far from the best it can be."""
-    solution = attempt.solution
-    if solution.bound is None or solution.gap is None:
-        return {"search": solution.solver}
-    return {"search": solution.solver, "bound": _rounded(solution.bound), "gap": float(f"{solution.gap:.1e}")}
-
-
-def _measured(attempt: Attempt, made: Sequence[Attempt], costs: Costs, budget: Budget) -> dict[str, dict[str, Any]]:
-    """What the plan comes to in the costs that are not counted: as shares of the dense FP32 network."""
-    found: dict[str, dict[str, Any]] = {}
-    widths = attempt.problem.widths(attempt.solution.position)
-    for batch, share in attempt.shares.items():
-        found[f"latency at batch {batch}"] = {
-            "predicted": _share(attempt.predicted[batch]),
-            "measured": _share(share.median),
-            "interval": [_share(share.low), _share(share.high)],
-            "dense_us": round(float(share.baseline), 1),
-            "rounds": len(made),
-        }
-    if budget.size is not None:
-        size = float(costs.size.cost(widths[None])[0])
-        found["size"] = {"predicted": _share(size / costs.dense_network.size), "bytes": round(size)}
-    if budget.memory is not None:
-        dense = peak(memory_columns(costs.program, bytes_per_element=FLOAT_BYTES), costs.full)
-        most = peak(costs.memory, widths)
-        found["memory"] = {"predicted": _share(most / dense), "bytes": round(most)}
-    return found
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
+    return written, around
 
 
 def _check_arguments(by: str, floor: float, margin: float) -> None:
@@ -242,30 +193,3 @@ def _check_budget(budget: Budget) -> None:
         why=f"the planner knows {', '.join(WORDS.values())}; accuracy is measured on the artifact",
         hint="add --max-macs 50%, --max-latency 50% or --max-params 300k",
     )
-
-
-def _decide(choice: Choice, position: int, model: CostModel, sensitivity: Sensitivity, noise: bool) -> GroupPlan:
-    """The line of one group; `noise` says that a cut of it was given up."""
-    group, width, dense = choice.group, int(choice.widths[position]), model.dense
-    if choice.scores is None:
-        return GroupPlan(group.width, reason=choice.reason)
-    if position == 0:
-        reason = "no cut of it gains more latency than noise" if noise else "any cut costs more than cuts elsewhere"
-        return GroupPlan(group.width, reason=reason)
-    removed = choice.order[: group.width - width]
-    alone = model.cost({group.name: width})
-    further = float(choice.rise[position + 1] - choice.rise[position]) if position + 1 < len(choice.widths) else None
-    return GroupPlan(
-        width=group.width,
-        removed=tuple(int(unit) for unit in removed),
-        delta_loss=_rounded(joint_rise(sensitivity, {group.name: tuple(removed.tolist())})),
-        std_error=_rounded(float(np.sqrt((choice.scores.std_error[removed] ** 2).sum()))),
-        params=alone.params - dense.params,
-        macs=alone.macs - dense.macs,
-        reason="cut to its floor" if further is None else f"a further cut would cost {_rounded(further):g}",
-    )
-
-
-def _rounded(value: float) -> float:
-    """Three significant digits: more would pretend, and people read them."""
-    return float(f"{value:.2e}")

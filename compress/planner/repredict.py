@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...passes.blocks import Block, find_blocks
 from ...passes.program import Program
 from ..budget import Budget
 from ..cost.model import Cost, CostModel
 from ..implants.cost import implants_save
-from ..plan import GroupPlan, Plan
+from ..plan import BlockPlan, GroupPlan, Plan
 from ..sensitivity.table import Sensitivity
-from .order import joint_rise
+from .blocks import cost_without, loss_of_drops
+from .document import implants_rise
+from .order import implant_rise, joint_rise
 
 EDITED = "edited by hand"
 """The reason of a group whose numbers no longer were those of its units."""
@@ -37,24 +40,24 @@ def repredict(program: Program, plan: Plan, sensitivity: Sensitivity) -> Plan:
         if known:
             found = replace(found, **_loss(name, line, sensitivity))
         lines[name] = line if found == line else replace(found, reason=EDITED)
-    widths = {name: len(line.kept) for name, line in lines.items()}
-    planned = _cost(program, model, widths, plan)
-    if lines == dict(plan.groups) and planned == plan.planned:
-        return plan
-    told = replace(plan, groups=lines, planned=planned, dense=dense)
-    if not known:
-        return told
-    removed = {name: line.removed for name, line in lines.items()}
-    return replace(
-        told,
-        delta_loss=_rounded(joint_rise(sensitivity, removed)),
-        std_error=_rounded(sum(line.std_error**2 for line in lines.values()) ** 0.5),
-    )
+    blocks = {block.name: _block(program, block, plan.blocks[block.name]) for block in _blocks_of(program, plan)}
+    told = replace(plan, groups=lines, dense=dense, blocks=blocks)
+    told = replace(told, planned=cost_without(program, model, told))
+    if known:
+        removed = {name: line.removed for name, line in lines.items()}
+        rise = joint_rise(sensitivity, removed) + implants_rise(lines, sensitivity) + loss_of_drops(blocks)
+        errors = [line.std_error for line in lines.values()] + [b.std_error for b in blocks.values() if b.dropped]
+        error = sum(error**2 for error in errors) ** 0.5
+        told = replace(told, delta_loss=_rounded(rise), std_error=_rounded(error))
+    same = (told.groups, told.planned, told.drops()) == (dict(plan.groups), plan.planned, plan.drops())
+    # What is predicted for the whole may differ in how it was made (in stages): it stays while nothing was edited.
+    return plan if same and blocks == dict(plan.blocks) else told
 
 
 def edits(before: Plan, after: Plan) -> Iterator[str]:
     """What `repredict` changed, in sentences: the groups, the totals, and budgets that no longer hold."""
     changed = [name for name, line in after.groups.items() if line != before.groups[name]]
+    changed += [name for name, block in after.blocks.items() if block != before.blocks.get(name)]
     if not changed and (after.planned, after.delta_loss) == (before.planned, before.delta_loss):
         return
     # A group that was set back to keep has nothing left to predict: only the totals tell of it.
@@ -83,18 +86,24 @@ def _line(program: Program, model: CostModel, name: str, line: GroupPlan) -> Gro
 
 def _loss(name: str, line: GroupPlan, sensitivity: Sensitivity) -> dict[str, float]:
     scores, gone = sensitivity.groups.get(name), list(line.removed)
-    if scores is None or not gone:
+    if scores is None or not (gone or line.implanted):
         return {"delta_loss": 0.0, "std_error": 0.0}
+    rise, error = implant_rise(scores, line.implanted, line.lost)
     return {
-        "delta_loss": _rounded(joint_rise(sensitivity, {name: line.removed})),
-        "std_error": _rounded(float(np.sqrt((scores.std_error[gone] ** 2).sum()))),
+        "delta_loss": _rounded(joint_rise(sensitivity, {name: line.removed}) + rise),
+        "std_error": _rounded(float(np.sqrt((scores.std_error[gone] ** 2).sum() + error**2))),
     }
 
 
-def _cost(program: Program, model: CostModel, widths: dict[str, int], plan: Plan) -> Cost:
-    implants = plan.implants()
-    whole = model.cost(widths)
-    return _less(whole, implants_save(program, widths, implants)) if implants else whole
+def _blocks_of(program: Program, plan: Plan) -> list[Block]:
+    return find_blocks(program, plan.blocks) if plan.blocks else []
+
+
+def _block(program: Program, block: Block, line: BlockPlan) -> BlockPlan:
+    """The line of a block with what it saves; what it costs was measured, and stays."""
+    saved = CostModel.of(program, block).dense
+    found = replace(line, params=-saved.params, macs=-saved.macs)
+    return line if found == line else replace(found, reason=EDITED)
 
 
 def _less(cost: Cost, saved: Cost) -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ..cost.whole import integer_network
 from .limits import Costs, Limit
 from .problem import Choice, Problem
 from .refusal import refusal
-from .search import COUNTED, SEARCHES
+from .search import COUNTED, RULES_OF_THUMB, SEARCHES
 from .solution import Solution
 
 TOLERANCE = 0.10
@@ -39,6 +39,7 @@ class Attempt:
         shares: The same, measured.
         holds: The latencies measured are within the budget.
         dropped: Groups of which a cut was not made because its gain is within noise.
+        built: Costs of the network as planned, where it was built to know them.
     """
 
     problem: Problem
@@ -48,6 +49,7 @@ class Attempt:
     shares: Mapping[int, Share]
     holds: bool = True
     dropped: tuple[str, ...] = ()
+    built: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def error(self) -> float:
@@ -84,15 +86,15 @@ def attempts(
     if budget.latency is None or part < 1.0:
         known = costs.measure([choice.widths for choice in choices]) if budget.latency is not None else None
         limits = costs.limits(budget, known.models if known else {}, known, margin)
-        problem = _partial(_problem(choices, limits), part)
-        return (Attempt(problem, limits, _solve(problem, limits, by, seconds), {}, {}),)
+        problem = part_of_the_way(_problem(choices, limits), part)
+        return (Attempt(problem, limits, solve_within(problem, limits, by, seconds), {}, {}),)
     measured = costs.measure([choice.widths for choice in choices])
     models, made = dict(measured.models), []
     tightened = 1.0
     for number in range(MOST_ROUNDS):
         limits = costs.limits(budget, models, measured, 1 - tightened * (1 - margin))
         problem = _problem(choices, limits)
-        solution = _solve(problem, limits, by, seconds)
+        solution = solve_within(problem, limits, by, seconds)
         problem, solution, dropped = without_noise(problem, limits, solution, models, by=by, seconds=seconds)
         widths = problem.widths(solution.position)
         predicted = {batch: model.micros(widths) / measured.dense(batch) for batch, model in models.items()}
@@ -212,7 +214,7 @@ def _problem(choices: tuple[Choice, ...], limits: tuple[Limit, ...]) -> Problem:
     return Problem(choices, tuple(limit.column for limit in limits), np.array([limit.bound for limit in limits]))
 
 
-def _partial(problem: Problem, part: float) -> Problem:
+def part_of_the_way(problem: Problem, part: float) -> Problem:
     """The problem with limits that are only a part of the way from the costs at full width."""
     whole = problem.costs(problem.first[None])[0]
     return replace(
@@ -220,9 +222,18 @@ def _partial(problem: Problem, part: float) -> Problem:
     )
 
 
-def _solve(problem: Problem, limits: tuple[Limit, ...], by: str, seconds: float) -> Solution:
+def solve_within(problem: Problem, limits: tuple[Limit, ...], by: str, seconds: float) -> Solution:
+    """What the search of this name finds.
+
+    Raises:
+        BudgetError: Nothing is within the limits, or the search finds nothing.
+    """
     # A search by rule of thumb takes a feasible problem, and counts fall with every cut.
-    hopeless = all(limit.budget in COUNTED for limit in limits) and not problem.fits(problem.last[None])[0]
+    hopeless = (
+        by in RULES_OF_THUMB
+        and all(limit.budget in COUNTED for limit in limits)
+        and not problem.fits(problem.last[None])[0]
+    )
     found = None if hopeless else SEARCHES[by](problem, seconds)
     if found is not None:
         return found

@@ -49,14 +49,18 @@ SEARCHES: Mapping[str, Search] = {
 }
 """Searches by name: from a problem and a time limit in seconds to a solution, or None if none is within the limits."""
 
+RULES_OF_THUMB = frozenset({"gain", "sensitivity"})
+"""Searches that know widths alone, and that take every cut for a gain."""
+
 COUNTED = frozenset({"params", "macs"})
 """Budgets whose cost falls with every cut."""
 
 
-def chosen(by: str, budgets: frozenset[str]) -> str:
+def chosen(by: str, budgets: frozenset[str], beside: bool = False) -> str:
     """The name of the search that is really taken.
 
     `auto` searches exactly where a budget is on something that is measured: a narrower layer may be slower there, and
     no rule of thumb holds. Counts alone fall with every cut, and `gain` comes within a per cent or two of the optimum.
+    What is chosen beside widths, implants and blocks, rules of thumb do not know.
     """
-    return "gain" if by == "auto" and budgets <= COUNTED else by
+    return "gain" if by == "auto" and budgets <= COUNTED and not beside else by
