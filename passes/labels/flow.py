@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import Refused
 from .groups import Role
+from .origin import described
 from .rule import Rules, as_int, find_rule, op_name
 from .values import Labels, collapse_equal
 from .weights import attribute_of, canonical_names, contracted_weights
@@ -159,15 +160,14 @@ class Flow:
         rank = max(len(a.shape), len(b.shape))
         a, b = a.with_rank(rank), b.with_rank(rank)
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-        fixed = f"{op_name_of(self, node)} {_FIXED}"
         # A free vector along the size of heads (rotary frequencies, the scale of a norm of queries): the heads count.
         if self._counts(a) and b.axes == (rank - 1,) and rank - 1 in a.axes and self.is_free(b):
-            b = self.pin(node, b, b.axes, fixed)
+            b = self.pin(node, b, b.axes, _FREQUENCIES)
         elif self._counts(b) and a.axes == (rank - 1,) and rank - 1 in b.axes and self.is_free(a):
-            a = self.pin(node, a, a.axes, fixed)
+            a = self.pin(node, a, a.axes, _FREQUENCIES)
         for first, second in ((a, b), (b, a)):
             alone = [axis for axis in first.axes if axis not in second.axes and second.shape[axis] > 1]
-            free = self.pin(node, first, alone, fixed, _FIXED_HINT)
+            free = self._fix(node, first, alone) if alone else first
             a, b = (free, b) if first is a else (a, free)
         if a.labelled and b.labelled:
             common = set(a.axes) & set(b.axes)
@@ -180,6 +180,12 @@ class Flow:
             ids = self.same(a.ids, b.ids, node, f"{op_name_of(self, node)} {_FIXED_PART}")
             return Labels(collapse_equal(ids), shape)
         return Labels((a if a.labelled else b).ids, shape)
+
+    def _fix(self, node: fx.Node, labels: Labels, axes: Sequence[int]) -> Labels:
+        """Pins axes along which another operand has no channels, for the reason why it has none."""
+        others = [n for n in node.all_input_nodes if is_tensor(n) and not self.labels(n).labelled]
+        other, hint = described(others)
+        return self.pin(node, labels, axes, f"{op_name_of(self, node)} joins it with {other}", hint)
 
     def _counts(self, labels: Labels) -> bool:
         """Whether these are computed and differ along several axes: heads and their size, no table of positions."""
@@ -315,9 +321,8 @@ class Flow:
                 self.freezes.append(Freeze(both[0][~labelled], Refused("its weights are shared", use.layer)))
 
 
-_FIXED = "joins it with a tensor that cannot shrink"
+_FREQUENCIES = "it lies along the size of heads, which stays"
 _FIXED_PART = "joins it with channels that cannot shrink"
-_FIXED_HINT = "make both operands come from layers"
 _OUTER = "gives every pair of its channels an element of its own"
 _MOST_ELEMENTS = 2**22
 """Larger free tensors have no labels: one for every element would take more memory than the analysis is worth."""

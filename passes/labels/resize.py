@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import fx, nn
 
 from ...errors import UserError
 from .flow import where_of
-from .rule import set_argument
+from .rule import op_name, set_argument
 from .values import Labels
 
 
@@ -65,8 +66,8 @@ class Resize:
     def resize_argument(self, node: fx.Node, name: str, sizes: Any) -> None:
         """Rewrites a list of sizes, one per axis of the node's value.
 
-        Numbers are replaced where the axis changes. A size that the graph computes itself (from a dynamic axis times
-        a constant) is left to be inferred (-1).
+        Numbers are replaced where the axis changes, and the number in a size that is one times a dynamic size. Any
+        other size that the graph computes itself is left to be inferred (-1).
 
         Raises:
             UserError: More than one size would have to be inferred.
@@ -76,7 +77,10 @@ class Resize:
         for axis, (before, after) in enumerate(zip(old, new, strict=True)):
             if before == after or out[axis] == -1:
                 continue
-            out[axis] = -1 if isinstance(out[axis], fx.Node) else after
+            if isinstance(out[axis], fx.Node):
+                out[axis] = scaled_size(node, out[axis], before, after) or -1
+            else:
+                out[axis] = after
         if out.count(-1) > max(1, list(sizes).count(-1)):
             raise UserError(
                 "a shape with two sizes that depend on channels cannot be rewritten",
@@ -129,3 +133,23 @@ class Resize:
     def _shape(labels: Labels, masks: tuple[torch.Tensor | None, ...]) -> tuple[int, ...]:
         sizes = zip(labels.shape, masks, strict=True)
         return tuple(size if mask is None else int(mask.sum()) for size, mask in sizes)
+
+
+def times_batch(size: Any) -> tuple[int, fx.Node] | None:
+    """A size that is a number times a size of an input (what the graph of `heads * x.shape[0]` is), as its factors."""
+    if not isinstance(size, fx.Node) or size.target is not operator.mul:
+        return None
+    numbers = [factor for factor in size.args if isinstance(factor, int)]
+    lengths = [factor for factor in size.args if isinstance(factor, fx.Node) and op_name(factor) == "aten.sym_size"]
+    return (numbers[0], lengths[0]) if len(numbers) == len(lengths) == 1 else None
+
+
+def scaled_size(node: fx.Node, size: Any, before: int, after: int) -> fx.Node | None:
+    """The size of a merged axis of which only a share is left; None if it is none, or no whole number of times."""
+    factors = times_batch(size)
+    if factors is None or factors[0] * after % before:
+        return None
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(operator.mul, (factors[0] * after // before, factors[1]))
+    new.meta = {key: value for key, value in node.meta.items() if key != "val"}
+    return new

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from math import prod
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import fx
 
 from ...errors import UserError
 from .flow import Flow, where_of
-from .resize import Resize
+from .resize import Resize, scaled_size, times_batch
 from .rule import Key, Rule, arguments, concrete, op_name, set_argument
 from .rules_layers import tie
 from .values import Labels, moved, reshaped
@@ -83,7 +82,7 @@ def rewrite_expand(resize: Resize, node: fx.Node) -> None:
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after or sizes[axis] == -1:
             continue
-        scaled = _scaled(node, sizes[axis], before, after)
+        scaled = scaled_size(node, sizes[axis], before, after)
         if scaled is not None:
             merged, sizes[axis] = sizes[axis], scaled
             set_argument(node, "size", sizes)
@@ -109,29 +108,9 @@ def flow_expand(flow: Flow, node: fx.Node) -> Labels:
     if labels.labelled:
         return moved(labels, lambda ids: ids.expand(shape))
     old = labels.with_rank(len(shape)).shape
-    if shape and _times_batch(arguments(node)["size"][0]) is not None and old[0] == 1:
+    if shape and times_batch(arguments(node)["size"][0]) is not None and old[0] == 1:
         return Labels.on_axis(shape, 0, flow.fresh(shape[0]))
     return _widened(flow, old, shape)
-
-
-def _times_batch(size: Any) -> tuple[int, fx.Node] | None:
-    """A size that is a number times a size of an input (what the graph of `heads * x.shape[0]` is), as its factors."""
-    if not isinstance(size, fx.Node) or size.target is not operator.mul:
-        return None
-    numbers = [factor for factor in size.args if isinstance(factor, int)]
-    lengths = [factor for factor in size.args if isinstance(factor, fx.Node) and op_name(factor) == "aten.sym_size"]
-    return (numbers[0], lengths[0]) if len(numbers) == len(lengths) == 1 else None
-
-
-def _scaled(node: fx.Node, size: Any, before: int, after: int) -> fx.Node | None:
-    """The size of a merged axis of which only a share is left; None if it is none, or no whole number of times."""
-    factors = _times_batch(size)
-    if factors is None or factors[0] * after % before:
-        return None
-    with node.graph.inserting_before(node):
-        new = node.graph.call_function(operator.mul, (factors[0] * after // before, factors[1]))
-    new.meta = {key: value for key, value in node.meta.items() if key != "val"}
-    return new
 
 
 def _widened(flow: Flow, old: tuple[int, ...], new: tuple[int, ...]) -> Labels:

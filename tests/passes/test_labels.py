@@ -207,7 +207,8 @@ def test_adding_a_tensor_that_cannot_shrink_freezes() -> None:
 
     frozen = capture(Net(), torch.randn(2, 3, 3, 3)).groups[0].frozen
     assert frozen is not None
-    assert frozen.reason == "aten.add joins it with a tensor that cannot shrink"
+    assert frozen.reason == "aten.add joins it with an input of the network, which cannot shrink"
+    assert "put a layer between x and this" in frozen.hint
 
 
 def test_a_broadcast_gate_ties_nothing() -> None:
@@ -308,10 +309,27 @@ def test_a_weight_that_is_also_used_freely_stays() -> None:
             self.one, self.two, self.fc = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.two(F.relu(self.one(x))) @ self.two.weight.t())
+            return self.fc(self.two(F.relu(self.one(x))) @ self.two.weight)
 
     groups = capture(Net(), torch.randn(2, 3)).groups
     assert all(g.frozen is not None for g in groups if g.name in ("one", "two"))
+
+
+def test_a_weight_that_is_read_twice_as_that_of_a_layer() -> None:
+    """The second reading is a product with its transpose: the same layer, without the bias."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.fc = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.two(F.relu(self.one(x))) @ self.two.weight.t())
+
+    program = capture(Net(), torch.randn(2, 3))
+    assert [(g.name, g.width) for g in program.groups if g.frozen is None] == [("one", 6)]
+    smaller = assert_same_function(program, {"one": [1, 2, 5]}, [(torch.randn(batch, 3),) for batch in (2, 3)])
+    assert smaller.module().get_parameter("two.weight").shape == (3, 3)
 
 
 def test_positional_parameters_follow_the_axis_that_shrinks() -> None:
