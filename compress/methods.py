@@ -23,6 +23,7 @@ class MethodInfo:
         schedule: Of the stages, by default.
         uses_gradient: Whether the first-order term is worth its while by default: away from a minimum.
         needs_data: Whether it takes gradients.
+        refits: Whether layers are refitted to the dense network by default.
     """
 
     solve: Callable[[Stage, Solver], Tensor]
@@ -30,6 +31,7 @@ class MethodInfo:
     schedule: Schedule = "poly"
     uses_gradient: bool = False
     needs_data: bool = True
+    refits: bool = False
 
 
 def _chita(stage: Stage, solver: Solver) -> Tensor:
@@ -39,13 +41,18 @@ def _chita(stage: Stage, solver: Solver) -> Tensor:
     return solve(stage.problem, stage.constraint, solver, variables=stage.variables, block_size=stage.block_size).w
 
 
+def _largest(stage: Stage, _: Solver) -> Tensor:
+    return magnitude.prune(stage.problem.center, stage.constraint)
+
+
 METHODS: Mapping[str, MethodInfo] = {
+    "reconstruct": MethodInfo(_largest, stages=4, needs_data=False, refits=True),
     "chita-bso": MethodInfo(lambda stage, _: _chita(stage, "bso")),
     "chita-cd": MethodInfo(lambda stage, _: _chita(stage, "cd")),
     "chita": MethodInfo(lambda stage, _: _chita(stage, "iht")),
     "chita++": MethodInfo(_chita, stages=15, uses_gradient=True),
     "cbs": MethodInfo(lambda stage, _: cbs.prune(stage)),
     "m-fac": MethodInfo(lambda stage, _: mfac.prune(stage), stages=16, schedule="geometric"),
-    "magnitude": MethodInfo(lambda stage, _: magnitude.prune(stage.problem.center, stage.constraint), needs_data=False),
+    "magnitude": MethodInfo(_largest, needs_data=False),
     "woodfisher": MethodInfo(lambda stage, _: woodfisher.prune(stage)),
 }

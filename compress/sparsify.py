@@ -79,13 +79,13 @@ def sparsify(
         UserError: Settings that make no sense, weights or gradients that are not finite, a loader that is empty.
         EnvironmentLacksError: Memory or disk do not suffice.
     """
-    settings = settings or SparsifySettings()
+    settings = _settled(settings or SparsifySettings())
     started = time.perf_counter()
     program = program.clone(step="sparsify").eval()
     variables = find_variables(program, settings.ignore)
     method = METHODS[settings.method]
     constraints, dense, targets = _constraints(program, variables, settings, method)
-    if loader is None and (method.needs_data or settings.batch_norm != "kept"):
+    if loader is None and (method.needs_data or settings.refit == "layers" or settings.batch_norm != "kept"):
         raise UserError(
             f"method {settings.method} needs data",
             where="sparsify",
@@ -97,6 +97,8 @@ def sparsify(
             where="sparsify.model",
             hint="take method='chita++', or model='loss'",
         )
+    if gradients is not None and not method.needs_data:
+        raise UserError(f"method {settings.method} takes no gradients", where="sparsify", hint="leave them out")
     if gradients is not None and len(targets) > 1:
         raise UserError(
             f"method {settings.method} takes gradients anew in every stage", where="sparsify", hint="leave them out"
@@ -140,6 +142,13 @@ def gradients_of(
     program = program.clone().eval()
     run = _Run(program, find_variables(program, settings.ignore), loader, loss, settings, METHODS["chita-bso"], None)
     return run.gradients(0, 1)
+
+
+def _settled(settings: SparsifySettings) -> SparsifySettings:
+    """What is left open, by method."""
+    refit = settings.refit or ("layers" if METHODS[settings.method].refits else "none")
+    batch_norm = settings.batch_norm or ("kept" if refit == "layers" else "end")
+    return settings.model_copy(update={"refit": refit, "batch_norm": batch_norm})
 
 
 class _Run:
@@ -300,7 +309,7 @@ def _constraints(
         raise UserError(
             f"method {settings.method} has one stage",
             where="sparsify.stages",
-            hint="take method='chita++', or refit='layers' that changes the weights between stages",
+            hint="take method='reconstruct' or 'chita++', whose weights change from stage to stage",
         )
     if settings.pattern is not None:
         # All stages are re-linearisations of the same pattern: N:M has no half-way.

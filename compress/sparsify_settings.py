@@ -10,16 +10,16 @@ from .chita.data_matrix import Storage
 from .chita.schedule import Schedule
 from .chita.solve import Solver
 
-Method = Literal["magnitude", "woodfisher", "cbs", "m-fac", "chita-bso", "chita-cd", "chita", "chita++"]
+Method = Literal["reconstruct", "magnitude", "woodfisher", "cbs", "m-fac", "chita-bso", "chita-cd", "chita", "chita++"]
 
 
 class SparsifySettings(BaseModel):
     """What is asked for.
 
     Attributes:
-        method: `chita-bso`, `chita-cd` and `chita` solve once (support of the largest weights and exact weights, the
-            same by coordinate descent, and support by thresholding); `chita++` does so in stages. The others are
-            baselines.
+        method: `reconstruct` refits layers to those of the dense network, in stages. `chita-bso`, `chita-cd` and
+            `chita` solve once (support of the largest weights and exact weights, the same by coordinate descent, and
+            support by thresholding); `chita++` does so in stages. The others are baselines.
         sparsity: Share of the weights of convolutions and linear layers that become zero.
         scope: `global` shares the zeros out over layers, `layer` takes the same share of each.
         pattern: `N:M` along the input channels, `2:4` for sparse tensor cores; the sparsity then follows from it.
@@ -34,23 +34,25 @@ class SparsifySettings(BaseModel):
         holdout: Training samples for `auto`, apart from those of the first stage.
         first_order: Weight α of the gradient, or `auto`: a multiple of λ, chosen with it. None is `auto` for `chita++`,
             and 0 for the others, which take one step from a minimum.
-        stages: Of `chita++`, and of `m-fac`; None is 15 and 16.
+        stages: Of `reconstruct`, `chita++` and `m-fac`; None is 4, 15 and 16.
         solver: Of a stage of `chita++`.
         schedule: Of the stages; None is `poly`, for `m-fac` `geometric`.
         start: Sparsity of the first stage.
         block_size: Makes the Fisher block-diagonal; None is whole (for `woodfisher` at most 12288).
         storage: Where the gradients are held; `auto` decides by memory.
         folder: For `disk`; the system's temporary folder if None.
-        batch_norm: Statistics are `kept`, or re-estimated after the last (`end`) or every (`stages`) stage.
+        batch_norm: Statistics are `kept`, or re-estimated after the last (`end`) or every (`stages`) stage. None is
+            `kept` where layers are refitted, to whose targets they belong, and `end` otherwise.
         refit: `layers` solves, after every stage, layer by layer for the weights that remain, so that each layer comes
-            as near as it can to what it computes in the dense network (`heal.ridge.reconstruct`); `none` does not.
+            as near as it can to what it computes in the dense network (`heal.ridge.reconstruct`); `none` does not. None
+            is `layers` for `reconstruct` alone.
         refit_samples: Samples that it reads.
         seed: Of what is drawn at random (`cbs`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    method: Method = "chita++"
+    method: Method = "reconstruct"
     sparsity: float = 0.7
     scope: Literal["global", "layer"] = "global"
     pattern: str | None = None
@@ -70,7 +72,7 @@ class SparsifySettings(BaseModel):
     block_size: int | None = Field(default=None, ge=1)
     storage: Storage = "auto"
     folder: str | None = None
-    batch_norm: Literal["kept", "end", "stages"] = "end"
-    refit: Literal["none", "layers"] = "none"
+    batch_norm: Literal["kept", "end", "stages"] | None = None
+    refit: Literal["none", "layers"] | None = None
     refit_samples: int = Field(default=1024, ge=1)
     seed: int = Field(default=0, ge=0)

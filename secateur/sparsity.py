@@ -34,7 +34,7 @@ def sparsify(
     loader: Loader | None = None,
     loss: LossFn | None = None,
     *,
-    method: str = "chita++",
+    method: str = "reconstruct",
     sparsity: float = 0.7,
     progress: Any = None,
     **options: Any,
@@ -47,7 +47,8 @@ def sparsify(
         program: The program; stays as it is.
         loader: Training batches; None for `magnitude` with `batch_norm="kept"`.
         loss: `loss(output, target)`, a scalar mean; cross entropy if None.
-        method: `chita++`, `chita`, `chita-bso`, `chita-cd`, or a baseline: `magnitude`, `woodfisher`, `cbs`, `m-fac`.
+        method: `reconstruct`, `chita++`, `chita`, `chita-bso`, `chita-cd`, or a baseline: `magnitude`, `woodfisher`,
+            `cbs`, `m-fac`.
         sparsity: Share of the weights of convolutions and linear layers that become zero.
         progress: Called as `progress(done, total, stage=…, …)`.
         options: Other fields of `SparsifySettings`: `pattern="2:4"`, `scope`, `block`, `macs`, `samples`, `ridge`, …

@@ -241,7 +241,9 @@ def sparsify(
     source: Source,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/NAME-sparse if not given.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero: 0.7.")] = None,
-    method: Annotated[str | None, typer.Option(help="chita++, chita, chita-bso, chita-cd, or a baseline.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="reconstruct, chita++, chita, chita-bso, chita-cd, a baseline.")
+    ] = None,
     pattern: Annotated[str | None, typer.Option(help="N:M along the input channels: 2:4.", metavar="N:M")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="Any other: --option samples=500", metavar="KEY=VALUE")

@@ -30,8 +30,8 @@ def program():
 
 
 def run(program, **options) -> SparsifyResult:
-    given = {"samples": 64, "holdout": 64, "sparsity": 0.6, **options}
-    if given.get("method", "chita++") in {"chita++", "m-fac"}:
+    given = {"method": "chita++", "samples": 64, "holdout": 64, "sparsity": 0.6, **options}
+    if given["method"] in {"chita++", "m-fac"}:
         given.setdefault("stages", 3)
     return sparsify(program, DATA, settings=SparsifySettings(**given))
 
@@ -108,6 +108,8 @@ def test_gradients_can_be_shared_by_methods_and_sparsities(program):
     second = sparsify(program, DATA, settings=settings, gradients=shared).program.module().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(UserError, match="takes gradients anew"):
+        sparsify(program, DATA, settings=SparsifySettings(method="chita++"), gradients=shared)
+    with pytest.raises(UserError, match="takes no gradients"):
         sparsify(program, DATA, settings=SparsifySettings(), gradients=shared)
 
 
@@ -219,7 +221,7 @@ def test_two_of_four_lasts_through_healing_int8_training_folding_and_export(prog
 
 def test_progress_tells_stages_and_memory(program):
     told = []
-    settings = SparsifySettings(samples=64, holdout=32, stages=2)
+    settings = SparsifySettings(method="chita++", samples=64, holdout=32, stages=2)
     sparsify(program, DATA, settings=settings, progress=lambda done, total, **info: told.append((done, total, info)))
     assert {info["stage"] for _, _, info in told} == {"gradients", "stages"}
     assert told[-1][:2] == (2, 2)
@@ -266,7 +268,7 @@ def test_layers_refitted_come_nearer_to_the_dense_network_and_keep_their_zeros(p
 def test_magnitude_takes_stages_only_where_something_changes_between_them(program):
     with pytest.raises(UserError, match="one stage") as refused:
         run(program, method="magnitude", stages=3)
-    assert "refit='layers'" in refused.value.hint
+    assert "reconstruct" in refused.value.hint
     result = run(program, method="magnitude", stages=3, refit="layers", batch_norm="kept")
     assert [entry["stage"] for entry in result.facts["stages"]] == [1, 2, 3]
     assert result.facts["zeros"] == result.facts["weights"] - int(0.4 * result.facts["weights"] + 1e-6)
@@ -284,3 +286,18 @@ def test_healing_in_closed_form_keeps_zeros(program):
         if weight.ndim > 1:
             assert torch.equal(weight == 0, found[name] == 0)
     assert any(not torch.equal(w, found[n]) for n, w in sparse.module().named_parameters())
+
+
+def test_reconstruction_is_the_default_and_beats_updates_by_gradients(program):
+    found = sparsify(program, DATA, settings=SparsifySettings(sparsity=0.8, refit_samples=256))
+    assert (
+        found.facts["settings"] | {"method": "reconstruct", "refit": "layers", "batch_norm": "kept"}
+        == found.facts["settings"]
+    )
+    assert len(found.facts["stages"]) == 4 and "samples" not in found.facts  # no gradients were taken
+    others = [
+        loss_of(run(program, method=m, sparsity=0.8, batch_norm="kept").program) for m in ("magnitude", "chita-bso")
+    ]
+    assert loss_of(found.program) < min(others)
+    with pytest.raises(UserError, match="needs data"):
+        sparsify(program, None)
