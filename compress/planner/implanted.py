@@ -92,7 +92,7 @@ def _with_levels(
     stride = step * -(-width // (step * MOST_COUNTS))
     gone = np.concatenate([[0.0], np.cumsum(choice.steps)])
     pruned = {int(kept): float(gone[width - kept]) for kept in choice.widths}
-    levels = [(int(kept), 0, 0, float(rise)) for kept, rise in zip(choice.widths, choice.rise, strict=True)]
+    levels = {(int(kept), 0, 0): float(rise) for kept, rise in zip(choice.widths, choice.rise, strict=True)}
     for offer in offers:
         lost = np.concatenate([[0.0], np.cumsum(offer.lost[choice.order] * choice.steps)])
         for kept in choice.widths.tolist():
@@ -101,10 +101,11 @@ def _with_levels(
                 rank = offer.rank_of(count) or 0
                 rise = float(gone[first] + lost[first + count] - lost[first])
                 if rise < pruned.get(kept - count, np.inf) and all(room.takes(form, count, rank) for room in rooms):
-                    levels.append((kept, count, rank, rise))
-    levels = sorted(set(levels), key=lambda level: (-level[0], level[1], -level[2]))
-    widths, implanted, ranks, rises = zip(*levels, strict=True)
-    counts = [np.array(amount, dtype=np.int64) for amount in (widths, implanted, ranks)]
+                    level = (kept, count, rank)
+                    levels[level] = min(rise, levels.get(level, rise))
+    ordered = sorted(levels, key=lambda level: (-level[0], level[1], -level[2]))
+    counts = [np.array(amount, dtype=np.int64) for amount in zip(*ordered, strict=True)]
+    rises = [levels[level] for level in ordered]
     further = (quantities.implanted(choice.column), quantities.rank(choice.column))
     return replace(
         choice, widths=counts[0], rise=np.array(rises), implanted=counts[1], ranks=counts[2], further=further
