@@ -11,8 +11,10 @@ from typing import Any
 
 from secateur.compress.cost.model import count
 from secateur.compress.heal.evaluate import evaluate, top1
-from secateur.compress.heal.heal import heal
+from secateur.compress.heal.heal import HealResult, heal
 from secateur.compress.heal.start import BATCH_NORM
+from secateur.compress.planner.plan import Plan
+from secateur.passes.program import Program
 
 from .cases import Ranking
 from .cut import append, planned
@@ -70,11 +72,9 @@ def heal_all(
     """
     known = {healed.key for healed in stored(path)}
     dense = count(setup.program)
-    method = "train" if epochs else "ridge"
-    settings = setup.recipe.heal.model_copy(update={"method": method, **({"epochs": epochs} if epochs else {})})
     every = [(r, resource, removed) for resource in resources for removed in removals for r in rankings]
     for ranking, resource, removed in every:
-        result = Healed(ranking.label, ranking.seed, removed, resource, epochs, method=method)
+        result = Healed(ranking.label, ranking.seed, removed, resource, epochs, method="train" if epochs else "ridge")
         if result.key in known:
             continue
         found = planned(setup, ranking, removed, "kept", resource)
@@ -83,22 +83,28 @@ def heal_all(
             continue
         made, smaller = found
         cost, began = count(smaller), time.perf_counter()
-        healed = heal(
-            smaller,
-            setup.data.train,
-            LOSS,
-            teacher=setup.program,
-            keep=made.keep(),
-            implants=made.implants(),
-            settings=settings,
-            validation=setup.data.validation,
-        )
+        healed = heal_as_asked(setup, smaller, made, epochs)
         seconds = time.perf_counter() - began
         before = healed.starts.get(BATCH_NORM, smaller)
         start, end = (evaluate(p, setup.data.test, top1).metric for p in (before, healed.program))
         shares = {"macs": cost.macs / dense.macs, "params": cost.params / dense.params}
         append(path, replace(result, **shares, start=start, end=end, seconds=seconds))
         say(f"{ranking.label}, {removed:.0%} of {resource} removed: {start:.2%} to {end:.2%} in {seconds:.0f} s")
+
+
+def heal_as_asked(setup: Setup, smaller: Program, made: Plan, epochs: float) -> HealResult:
+    """Heals by the recipe in so many epochs, with the dense network as the teacher; in closed form if that is 0."""
+    update = {"method": "train", "epochs": epochs} if epochs else {"method": "ridge"}
+    return heal(
+        smaller,
+        setup.data.train,
+        LOSS,
+        teacher=setup.program,
+        keep=made.keep(),
+        implants=made.implants(),
+        settings=setup.recipe.heal.model_copy(update=update),
+        validation=setup.data.validation,
+    )
 
 
 def stored(path: Path) -> list[Healed]:
