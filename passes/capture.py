@@ -311,6 +311,9 @@ def _refusal(source: nn.Module, error: Exception | None) -> UnsupportedError:
 
 def _fixed_length(source: nn.Module, axes: Axes, why: str) -> UnsupportedError:
     asked = ", ".join(f"{name} axis {axis}" for name, mine in axes.items() for axis in mine)
+    steps = [f"{name} ({type(m).__name__})" for name, m in source.named_modules() if isinstance(m, nn.RNNBase)]
+    if steps:  # their loop over time is unrolled
+        why += f"; recurrent layers take one length: {', '.join(steps)}"
     return UnsupportedError(
         "a length that should be dynamic is fixed by the model",
         where=f"{type(source).__name__}: {asked}",

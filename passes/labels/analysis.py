@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import Refused
-from .flow import Flow, where_of
+from . import hints
+from .flow import Flow
 from .groups import Group, Member, Role
 from .register import all_rules
 from .rule import Rules
@@ -121,7 +122,7 @@ def analyse(program: Program, rules: Rules | None = None) -> Analysis:
 RELEASED = "release_widths"
 """The pass after which channels may go that a normalisation averages over."""
 
-_ALONE = Refused("it is a single unit, and an axis of width 0 computes nothing")
+_ALONE = Refused("it is a single unit, and an axis of width 0 computes nothing", hint=hints.ALONE)
 
 
 def _each_labels(flow: Flow) -> Iterator[tuple[Any, Labels]]:
@@ -138,7 +139,7 @@ def _freeze_irregular(flow: Flow, component: np.ndarray) -> None:
     """Freezes channels that are not whole slices of one axis of every value."""
     for node, labels in _each_labels(flow):
         if len(labels.axes) > 1 and shrinking_axis(component[labels.ids.numpy()]) is None:
-            flow.freeze(labels.ids, node, f"its channels spread over several axes ({where_of(node) or node.name})")
+            flow.freeze(labels.ids, node, "its channels spread over several axes", hints.SEVERAL)
 
 
 def _axes(flow: Flow, unit_of: np.ndarray, reason: np.ndarray) -> Iterator[np.ndarray]:
@@ -157,10 +158,11 @@ def _groups(
     """Groups with their members, in order."""
     members: list[dict[tuple[str, int], Member]] = [{} for _ in refusals]
     names: list[str] = ["" for _ in refusals]
+    places: list[str] = ["" for _ in refusals]
     for use in flow.uses:
         for index, member in _members(use.tensor, use.axis, use.role, unit_of[use.ids.numpy()], first_unit):
             if use.role is Role.PRODUCE:
-                names[index] = names[index] or use.layer
+                names[index], places[index] = names[index] or use.layer, places[index] or use.where
             before = members[index].setdefault((use.tensor, use.axis), member)
             # One tensor may be the output axis of one layer and the input axis of another: it computes the units.
             if before.role is not use.role and use.role is Role.PRODUCE:
@@ -173,9 +175,14 @@ def _groups(
             for index, member in _members(tensor, axis, Role.CARRY, along, first_unit):
                 members[index].setdefault((tensor, axis), member)
     return tuple(
-        Group(name, int(end - start), tuple(own.values()), refused)
-        for name, start, end, own, refused in zip(
-            _unique(names), first_unit[:-1], first_unit[1:], members, refusals, strict=True
+        Group(
+            name,
+            int(end - start),
+            tuple(own.values()),
+            replace(refused, where=refused.where or place) if refused else None,
+        )
+        for name, place, start, end, own, refused in zip(
+            _unique(names), places, first_unit[:-1], first_unit[1:], members, refusals, strict=True
         )
     )
 

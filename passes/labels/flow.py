@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import Refused
+from . import hints
 from .groups import Role
 from .origin import described
 from .rule import Rules, as_int, find_rule, op_name
@@ -27,6 +28,7 @@ class Use:
         axis: The axis.
         role: What the tensor does for the labels.
         ids: int64 [size of the axis].
+        where: Module path and source line of the call.
     """
 
     tensor: str
@@ -34,6 +36,7 @@ class Use:
     axis: int
     role: Role
     ids: Tensor
+    where: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Flow:
         axis %= len(labels.shape)
         reason = f"{op_name_of(self, node)} mixes the axis that its channels lie on"
         others = [other for other in labels.axes if other != axis]
-        return self.pin(node, labels, others, reason).along(axis)
+        return self.pin(node, labels, others, reason, hints.ONE_AXIS).along(axis)
 
     def is_weight(self, node: fx.Node) -> bool:
         """Whether a node is a parameter that is read as the weight of matmuls and einsums, and nowhere else."""
@@ -113,7 +116,7 @@ class Flow:
         self.count += count
         return torch.arange(self.count - count, self.count)
 
-    def same(self, a: Tensor, b: Tensor, node: fx.Node, reason: str) -> Tensor:
+    def same(self, a: Tensor, b: Tensor, node: fx.Node, reason: str, hint: str = "") -> Tensor:
         """Records that ids of broadcastable shapes are the same channels; where only one is labelled it must stay.
 
         Returns:
@@ -123,7 +126,7 @@ class Flow:
         both = (a != 0) & (b != 0)
         if bool(both.any()):
             self.edges.append((a[both], b[both]))
-        self.freeze(torch.where(both, 0, a + b), node, reason)
+        self.freeze(torch.where(both, 0, a + b), node, reason, hint)
         return torch.where(a != 0, a, b)
 
     def pin(self, node: fx.Node, labels: Labels, axes: Iterable[int], reason: str, hint: str = "") -> Labels:
@@ -143,7 +146,7 @@ class Flow:
             self.freeze(labels.ids, node, reason, hint)
             return Labels.none(labels.shape)
         first = labels.ids.amax(sorted(pinned), keepdim=True)
-        self.same(first, labels.ids, node, reason)
+        self.same(first, labels.ids, node, reason, hint)
         return Labels(first, labels.shape)
 
     def unify(self, node: fx.Node, values: Sequence[Labels]) -> Labels:
@@ -162,9 +165,9 @@ class Flow:
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         # A free vector along the size of heads (rotary frequencies, the scale of a norm of queries): the heads count.
         if self._counts(a) and b.axes == (rank - 1,) and rank - 1 in a.axes and self.is_free(b):
-            b = self.pin(node, b, b.axes, _FREQUENCIES)
+            b = self.pin(node, b, b.axes, _FREQUENCIES, hints.HEADS)
         elif self._counts(b) and a.axes == (rank - 1,) and rank - 1 in b.axes and self.is_free(a):
-            a = self.pin(node, a, a.axes, _FREQUENCIES)
+            a = self.pin(node, a, a.axes, _FREQUENCIES, hints.HEADS)
         for first, second in ((a, b), (b, a)):
             alone = [axis for axis in first.axes if axis not in second.axes and second.shape[axis] > 1]
             free = self._fix(node, first, alone) if alone else first
@@ -172,12 +175,12 @@ class Flow:
         if a.labelled and b.labelled:
             common = set(a.axes) & set(b.axes)
             if not common:  # an outer product: an element has one label, that of the first operand
-                self.freeze(b.ids, node, f"{op_name_of(self, node)} {_OUTER}")
+                self.freeze(b.ids, node, f"{op_name_of(self, node)} {_OUTER}", hints.PAIRS)
                 return Labels(a.ids, shape)
-            a = self.pin(node, a, set(a.axes) - common, f"{op_name_of(self, node)} {_OUTER}")
-            b = self.pin(node, b, set(b.axes) - common, f"{op_name_of(self, node)} {_OUTER}")
+            a = self.pin(node, a, set(a.axes) - common, f"{op_name_of(self, node)} {_OUTER}", hints.PAIRS)
+            b = self.pin(node, b, set(b.axes) - common, f"{op_name_of(self, node)} {_OUTER}", hints.PAIRS)
             # An operand that loses its last label here has none in common with the other.
-            ids = self.same(a.ids, b.ids, node, f"{op_name_of(self, node)} {_FIXED_PART}")
+            ids = self.same(a.ids, b.ids, node, f"{op_name_of(self, node)} {_FIXED_PART}", hints.OTHER_STAYS)
             return Labels(collapse_equal(ids), shape)
         return Labels((a if a.labelled else b).ids, shape)
 
@@ -200,7 +203,7 @@ class Flow:
         """Records that labels must stay."""
         ids = ids[ids != 0].unique()
         if ids.numel():
-            self.freezes.append(Freeze(ids, Refused(reason, where_of(node), hint)))
+            self.freezes.append(Freeze(ids, Refused(reason, where_of(node), hint or hints.BETWEEN)))
             if len(self._frozen) < self.count:
                 self._frozen = torch.cat([self._frozen, torch.zeros(2 * self.count, dtype=torch.bool)])
             self._frozen[ids] = True
@@ -236,8 +239,8 @@ class Flow:
         name = self._names[id(tensor)]
         before = self._by_axis.setdefault((name, axis), ids)
         if before is not ids:
-            self.same(before, ids, node, "its weights are shared with a layer whose width is fixed")
-        self.uses.append(Use(name, layer, axis, role, ids))
+            self.same(before, ids, node, "its weights are shared with a layer whose width is fixed", hints.SHARED)
+        self.uses.append(Use(name, layer, axis, role, ids, where_of(node)))
 
     def read(self, node: fx.Node, source: fx.Node, axis: int) -> None:
         """Records that a node reads the channels of a value by weights: where gates are put.
@@ -262,13 +265,13 @@ class Flow:
         if node.op == "get_attr":
             return self._constant(node)
         if node.op == "output":
-            self._stop(node, "it is an output of the network")
+            self._stop(node, "it is an output of the network", hints.OUTPUT)
             return None
         module = self.module(node) if node.op == "call_module" else None
         rule = find_rule(self.rules, node, module)
         if rule is not None:
             return rule.flow(self, node)
-        self._stop(node, f"no rule for {op_name_of(self, node)}", "secateur.register_rule adds one: docs/custom-ops.md")
+        self._stop(node, f"no rule for {op_name_of(self, node)}", hints.NO_RULE)
         if module is not None:
             self.fix_parameters(node)
         return unlabelled(node)
@@ -305,7 +308,7 @@ class Flow:
         if isinstance(value, tuple):
             return tuple(self._settle(node, part) for part in value)
         if isinstance(value, Labels) and value.ids.numel() == 1 and value.labelled:
-            self.freeze(value.ids, node, "it is used on its own, apart from the other channels")
+            self.freeze(value.ids, node, "it is used on its own, apart from the other channels", hints.APART)
             return Labels.none(value.shape)
         return value
 
@@ -318,7 +321,8 @@ class Flow:
                 both = torch.broadcast_tensors(ids, along)
                 labelled = both[1] != 0
                 self.edges.append((both[0][labelled], both[1][labelled]))
-                self.freezes.append(Freeze(both[0][~labelled], Refused("its weights are shared", use.layer)))
+                refused = Refused("its weights are shared", use.where or use.layer, hints.SHARED)
+                self.freezes.append(Freeze(both[0][~labelled], refused))
 
 
 _FREQUENCIES = "it lies along the size of heads, which stays"

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, fx
 
+from . import hints
 from .flow import Flow, op_name_of
 from .groups import Role
 from .rule import Key, Rule, arguments
@@ -24,15 +25,13 @@ from .values import Labels
 Term = Sequence[Hashable]
 """The name of every axis of an operand; axes of the same name are the same index."""
 
-_HEAD_HINT = "channels that are summed over without a weight can only go as whole heads: give the model several"
-
 
 def contract(flow: Flow, node: fx.Node, operands: Sequence[fx.Node], terms: Sequence[Term], out: Term) -> Labels:
     """Labels of a product that is summed over every index that `out` does not name."""
     labels = [flow.labels(operand) for operand in operands]
     if any(max(Counter(term).values(), default=1) > 1 for term in terms):
         for part in labels:
-            flow.freeze(part.ids, node, f"{op_name_of(flow, node)} takes a diagonal of its channels")
+            flow.freeze(part.ids, node, f"{op_name_of(flow, node)} takes a diagonal of its channels", hints.DIAGONAL)
         return Labels.none(flow.shape(node))
     weights = [i for i, operand in enumerate(operands) if flow.is_weight(operand)]
     if len(operands) == 2 and len(weights) == 1:
@@ -47,7 +46,7 @@ def contract(flow: Flow, node: fx.Node, operands: Sequence[fx.Node], terms: Sequ
 def _summed(flow: Flow, node: fx.Node, labels: Labels, term: Term, out: Term) -> Labels:
     """Labels pinned along the axes that are summed over."""
     axes = [axis for axis, name in enumerate(term) if name not in out]
-    return flow.pin(node, labels, axes, f"{op_name_of(flow, node)} sums over its channels", _HEAD_HINT)
+    return flow.pin(node, labels, axes, f"{op_name_of(flow, node)} sums over its channels", hints.HEADS)
 
 
 def _laid_out(labels: Labels, term: Term, out: Term) -> Labels:
@@ -76,7 +75,7 @@ def _weighted(
     shared = [name for name in term if sizes.get(name, 1) > 1]
     labels = flow.labels(source)
     alone = [axis for axis, name in enumerate(term) if name not in out and name not in shared]
-    labels = flow.pin(node, labels, alone, f"{op_name_of(flow, node)} sums over its channels", _HEAD_HINT)
+    labels = flow.pin(node, labels, alone, f"{op_name_of(flow, node)} sums over its channels", hints.HEADS)
     if any(term[axis] in out for axis in labels.axes):
         labels = flow.live(labels)
     here = [term[axis] for axis in labels.axes]
@@ -84,7 +83,9 @@ def _weighted(
     kept = (passing or [name for name in here if name in shared])[:1]
     name = kept[0] if kept else None
     others = [term.index(n) for n in here if n != name]
-    labels = flow.pin(node, labels, others, f"{op_name_of(flow, node)} mixes the axes that its channels lie on")
+    labels = flow.pin(
+        node, labels, others, f"{op_name_of(flow, node)} mixes the axes that its channels lie on", hints.ONE_AXIS
+    )
 
     roles: dict[Hashable, tuple[Role, Tensor]] = {}
     result = Labels.none(flow.shape(node))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from . import hints
 from .flow import Flow, op_name_of
 from .resize import Resize
 from .rule import Key, Rule, arguments
@@ -29,10 +30,10 @@ def flow_index(flow: Flow, node: fx.Node) -> Labels:
         return Labels(labels.ids.index_select(axis, positions % labels.shape[axis]), shape)
     reason = f"{op_name_of(flow, node)} selects its channels by computed or several indices"
     if any(index.meta["val"].dtype == torch.bool for _, index in indices):
-        flow.freeze(labels.ids, node, reason)
+        flow.freeze(labels.ids, node, reason, hints.INDEX)
         return Labels.none(shape)
     axes = [axis for axis, _ in indices]
-    rest = flow.pin(node, labels, axes, reason)
+    rest = flow.pin(node, labels, axes, reason, hints.INDEX)
     if not rest.labelled:
         return Labels.none(shape)
     # Neighbouring indices put their axes where they stand, others in front.
@@ -98,11 +99,11 @@ def flow_gather(flow: Flow, node: fx.Node) -> Labels:
     shape, axis = flow.shape(node), values["dim"]
     if axis is None:
         labels = flow.labels(values["self"])
-        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} selects from its channels")
+        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} selects from its channels", hints.GATHER)
         return Labels.none(shape)
     reason = f"{op_name_of(flow, node)} selects from its channels"
     parts = [
-        flow.pin(node, flow.labels(values[n]), [axis], reason)
+        flow.pin(node, flow.labels(values[n]), [axis], reason, hints.GATHER)
         for n in ("self", "index" if "index" in values else "indices")
     ]
     thin = [Labels(p.ids, tuple(1 if a == axis % len(shape) else s for a, s in enumerate(p.shape))) for p in parts]
@@ -112,7 +113,9 @@ def flow_gather(flow: Flow, node: fx.Node) -> Labels:
 def flow_lookup(flow: Flow, node: fx.Node) -> Labels:
     """`aten.embedding` of a computed table: rows stay, columns pass."""
     values = arguments(node)
-    table = flow.pin(node, flow.labels(values["weight"]), [0], f"{op_name_of(flow, node)} looks up its channels")
+    table = flow.pin(
+        node, flow.labels(values["weight"]), [0], f"{op_name_of(flow, node)} looks up its channels", hints.GATHER
+    )
     shape = flow.shape(node)
     return Labels.on_axis(shape, len(shape) - 1, table.along(1)) if table.labelled else Labels.none(shape)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from . import hints
 from .flow import Flow, op_name_of
 from .resize import Resize
 from .rule import Key, Rule, arguments, concrete, set_argument
@@ -31,7 +32,7 @@ def flow_cat(flow: Flow, node: fx.Node) -> Labels:
         flow.rectangle(out)
         return out
     reason = "it concatenates along an axis that has channels in some parts only"
-    parts = [flow.pin(node, p, [axis], reason) for p in parts]
+    parts = [flow.pin(node, p, [axis], reason, hints.SEVERAL) for p in parts]
     # Channels on another axis: every part has the same ones. Where the joined axis itself is long does not matter.
     thin = [Labels(p.ids, tuple(1 if a == axis else s for a, s in enumerate(p.shape))) for p in parts]
     return Labels(flow.unify(node, thin).ids, shape)
@@ -62,7 +63,7 @@ def flow_pad(flow: Flow, node: fx.Node) -> Labels:
         return Labels(labels.ids, shape)
     mode = arguments(node).get("mode", "constant")
     if mode != "constant" or len(labels.axes) > 1 or any(min(pad) < 0 for _, pad in padded):
-        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} pads its channels by other channels")
+        flow.freeze(labels.ids, node, f"{op_name_of(flow, node)} pads its channels by other channels", hints.PAD)
         return Labels.none(shape)
     axis, (front, back) = padded[0]
     ids = torch.cat([_new_positions(flow, front), labels.along(axis), _new_positions(flow, back)])

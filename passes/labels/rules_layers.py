@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from . import hints
 from .flow import Flow
 from .groups import Role
 from .resize import Resize
@@ -37,7 +38,10 @@ def flow_conv(flow: Flow, node: fx.Node) -> Labels:
     labels = flow.labels(first_input(node))
     if any(axis < channel for axis in labels.axes):
         flow.fix_parameters(node)
-        return Labels(flow.pin(node, labels, range(channel, len(shape)), _MIXES.format("the convolution")).ids, shape)
+        return Labels(
+            flow.pin(node, labels, range(channel, len(shape)), _MIXES.format("the convolution"), hints.ONE_AXIS).ids,
+            shape,
+        )
     ids = flow.only_along(node, labels, channel)
     if is_depthwise(conv):
         out = ids.repeat_interleave(conv.out_channels // conv.groups)
@@ -67,7 +71,11 @@ def tie(flow: Flow, node: fx.Node, ids: Tensor, groups: int) -> Tensor:
         return ids
     rows = ids.reshape(groups, -1)
     return flow.same(
-        rows[:1], rows, node, "it is used together with fixed channels at the same position of other groups"
+        rows[:1],
+        rows,
+        node,
+        "it is used together with fixed channels at the same position of other groups",
+        hints.GROUPS,
     ).amax(0)
 
 
@@ -96,10 +104,10 @@ def flow_linear(flow: Flow, node: fx.Node) -> Labels:
     if labels.axes != (last,):
         labels = flow.live(labels)
         if len(labels.axes) > 1 and flow.is_free(labels):
-            labels = flow.pin(node, labels, labels.axes[:-1], _MIXES.format("the linear layer"))
+            labels = flow.pin(node, labels, labels.axes[:-1], _MIXES.format("the linear layer"), hints.ONE_AXIS)
     if labels.axes and labels.axes != (last,):
         flow.fix_parameters(node)
-        return Labels(flow.pin(node, labels, [last], _MIXES.format("the linear layer")).ids, shape)
+        return Labels(flow.pin(node, labels, [last], _MIXES.format("the linear layer"), hints.ONE_AXIS).ids, shape)
     flow.read(node, first_input(node), last)
     flow.use(node, "weight", 1, Role.CONSUME, labels.along(last))
     out = flow.fresh(linear.out_features)
@@ -125,7 +133,9 @@ def flow_channel_norm(flow: Flow, node: fx.Node) -> Labels:
     channel = 1 if len(labels.shape) > 1 and labels.shape[1] == module.num_features else 0
     if any(axis < channel for axis in labels.axes):
         flow.fix_parameters(node)
-        return flow.pin(node, labels, range(channel, len(labels.shape)), _MIXES.format("the normalisation"))
+        return flow.pin(
+            node, labels, range(channel, len(labels.shape)), _MIXES.format("the normalisation"), hints.ONE_AXIS
+        )
     ids = flow.only_along(node, labels, channel)
     for name in ("weight", "bias", "running_mean", "running_var"):
         flow.use(node, name, 0, Role.CARRY, ids)
@@ -152,15 +162,12 @@ def flow_layer_norm(flow: Flow, node: fx.Node) -> Labels:
         if flow.widths and isinstance(module, nn.LayerNorm):
             flow.averaged.append((node, first_input(node)))
         else:
-            flow.freeze(labels.ids, node, reason, _MIXED)
+            flow.freeze(labels.ids, node, reason, hints.NORMALISED)
         for name in ("weight", "bias"):
             flow.use(node, name, 0, Role.CARRY, labels.along(-1))
         return labels
     flow.fix_parameters(node)
-    return flow.pin(node, labels, range(-normalised, 0), reason, _MIXED)
-
-
-_MIXED = "prune the layers between normalisations: hidden neurons, heads; or secateur.release_widths(program)"
+    return flow.pin(node, labels, range(-normalised, 0), reason, hints.NORMALISED)
 
 
 def rewrite_layer_norm(resize: Resize, node: fx.Node) -> None:
@@ -179,7 +186,7 @@ def flow_group_norm(flow: Flow, node: fx.Node) -> Labels:
     others = [axis for axis in labels.axes if axis != 1]
     if norm.num_groups == 1 or others:
         flow.fix_parameters(node)
-        return flow.pin(node, labels, {1, *others}, "GroupNorm averages over its channels", _ONE_GROUP)
+        return flow.pin(node, labels, {1, *others}, "GroupNorm averages over its channels", hints.ONE_GROUP)
     ids = labels.along(1)
     # Row r holds channel r of every group: tied rows are whole groups.
     size = norm.num_channels // norm.num_groups
@@ -188,9 +195,6 @@ def flow_group_norm(flow: Flow, node: fx.Node) -> Labels:
     for name in ("weight", "bias"):
         flow.use(node, name, 0, Role.CARRY, ids)
     return Labels.on_axis(labels.shape, 1, ids)
-
-
-_ONE_GROUP = "a GroupNorm of several groups can lose whole groups; a BatchNorm single channels"
 
 
 def rewrite_group_norm(resize: Resize, node: fx.Node) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from ...errors import UserError
+from . import hints
 from .flow import Flow, where_of
 from .resize import Resize, scaled_size, times_batch
 from .rule import Key, Rule, arguments, concrete, op_name, set_argument
@@ -149,7 +150,7 @@ def flow_repeat_interleave(flow: Flow, node: fx.Node) -> Any:
     labels, values = flow.labels(node.all_input_nodes[0]), arguments(node)
     dim, times = values.get("dim"), values.get("repeats")
     if dim is None or not isinstance(times, int):
-        flow.freeze(labels.ids, node, "its channels are repeated unevenly")
+        flow.freeze(labels.ids, node, "its channels are repeated unevenly", hints.REPEAT)
         return Labels.none(flow.shape(node))
     ids = labels.ids.repeat_interleave(times, dim) if dim % len(labels.shape) in labels.axes else labels.ids
     return Labels(ids, flow.shape(node))
@@ -159,13 +160,13 @@ def flow_roll(flow: Flow, node: fx.Node) -> Labels:
     """Roll: along axes without channels, as the shift of windows; its step would count channels."""
     labels, dims = flow.labels(node.all_input_nodes[0]), arguments(node)["dims"]
     axes = [dims] if isinstance(dims, int) else dims or range(len(labels.shape))
-    return flow.pin(node, labels, axes, "aten.roll shifts its channels by a fixed number")
+    return flow.pin(node, labels, axes, "aten.roll shifts its channels by a fixed number", hints.SHIFT)
 
 
 def flow_view_as_complex(flow: Flow, node: fx.Node) -> Labels:
     """Pairs of numbers on the last axis as complex numbers."""
     labels = flow.labels(node.all_input_nodes[0])
-    labels = flow.pin(node, labels, [-1], "its channels are the two parts of complex numbers")
+    labels = flow.pin(node, labels, [-1], "its channels are the two parts of complex numbers", hints.COMPLEX)
     return Labels(labels.ids.squeeze(-1), labels.shape[:-1])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from . import hints
 from .flow import Flow, op_name_of, unlabelled
 from .rule import Key, Rule, arguments, concrete
 from .values import Labels
@@ -14,8 +15,6 @@ REDUCE_NAMES = """mean sum amax amin prod var std all any logsumexp norm linalg_
     var_mean std_mean aminmax median count_nonzero"""
 
 ALONG_NAMES = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort argsort logcumsumexp topk"
-
-BETWEEN = "the layers between operations that mix all channels can be pruned: hidden neurons, attention heads"
 
 NORM_NAMES = "layer_norm native_layer_norm rms_norm _fused_rms_norm"
 
@@ -40,7 +39,7 @@ def flow_reduce(flow: Flow, node: fx.Node) -> Any:
     dims = values.get("dim")
     dims = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     axes = sorted({d % rank for d in dims}) if rank else []
-    labels = flow.pin(node, labels, axes, f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
+    labels = flow.pin(node, labels, axes, f"{op_name_of(flow, node)} runs over its channels", hints.BETWEEN)
     if not labels.labelled:
         return unlabelled(node)
     ids = labels.ids
@@ -55,7 +54,7 @@ def flow_along(flow: Flow, node: fx.Node) -> Any:
     labels = flow.labels(node.all_input_nodes[0])
     dim = concrete(arguments(node).get("dim", -1))
     if len(labels.shape):
-        labels = flow.pin(node, labels, [dim], f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
+        labels = flow.pin(node, labels, [dim], f"{op_name_of(flow, node)} runs over its channels", hints.BETWEEN)
     return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
 
@@ -65,9 +64,13 @@ def flow_normalise(flow: Flow, node: fx.Node) -> Any:
     source, *parameters = node.all_input_nodes
     for parameter in parameters:
         if isinstance(parameter.meta.get("val"), Tensor):
-            flow.freeze(flow.labels(parameter).ids, node, f"{op_name_of(flow, node)} averages over it")
+            flow.freeze(
+                flow.labels(parameter).ids, node, f"{op_name_of(flow, node)} averages over it", hints.NORMALISED
+            )
     axes = range(-len(concrete(values["normalized_shape"])), 0)
-    labels = flow.pin(node, flow.labels(source), axes, f"{op_name_of(flow, node)} averages over its channels", BETWEEN)
+    labels = flow.pin(
+        node, flow.labels(source), axes, f"{op_name_of(flow, node)} averages over its channels", hints.BETWEEN
+    )
     return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
 
@@ -77,17 +80,16 @@ def flow_recurrent(flow: Flow, node: fx.Node) -> Any:
     for source in node.all_input_nodes:
         if isinstance(source.meta.get("val"), Tensor):
             reason = f"it enters or leaves a recurrent layer ({kind}), whose widths stay"
-            flow.freeze(flow.labels(source).ids, node, reason, _RECURRENT_HINT)
+            flow.freeze(flow.labels(source).ids, node, reason, hints.RECURRENT)
     return unlabelled(node)
-
-
-_RECURRENT_HINT = "layers before and after it that do not touch it can be pruned"
 
 
 def flow_triangle(flow: Flow, node: fx.Node) -> Labels:
     """`tril`, `triu`: positions of the last two axes are compared."""
     labels = flow.labels(node.all_input_nodes[0])
-    return flow.pin(node, labels, [-1, -2], f"{op_name_of(flow, node)} depends on the position of its channels")
+    return flow.pin(
+        node, labels, [-1, -2], f"{op_name_of(flow, node)} depends on the position of its channels", hints.BETWEEN
+    )
 
 
 def flow_glu(flow: Flow, node: fx.Node) -> Labels:
@@ -97,7 +99,9 @@ def flow_glu(flow: Flow, node: fx.Node) -> Labels:
     if axis not in labels.axes:
         return Labels(labels.ids, flow.shape(node))
     first, second = labels.ids.chunk(2, axis)
-    return Labels(flow.same(first, second, node, "a gate joins it with a fixed channel"), flow.shape(node))
+    return Labels(
+        flow.same(first, second, node, "a gate joins it with a fixed channel", hints.OTHER_STAYS), flow.shape(node)
+    )
 
 
 def pool_rule(spatial: int) -> Rule:
@@ -105,7 +109,9 @@ def pool_rule(spatial: int) -> Rule:
 
     def flow_pool(flow: Flow, node: fx.Node) -> Any:
         labels = flow.labels(node.all_input_nodes[0])
-        labels = flow.pin(node, labels, range(-spatial, 0), f"{op_name_of(flow, node)} runs over its channels", BETWEEN)
+        labels = flow.pin(
+            node, labels, range(-spatial, 0), f"{op_name_of(flow, node)} runs over its channels", hints.BETWEEN
+        )
         return _like_outputs(node, labels.ids) if labels.labelled else unlabelled(node)
 
     return Rule(flow_pool)

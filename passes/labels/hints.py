@@ -1,0 +1,28 @@
+"""What would make prunable what is not: hints of refusals, one for each kind of obstacle."""
+
+from __future__ import annotations
+
+BETWEEN = "the layers between operations that mix all channels can be pruned: hidden neurons, attention heads"
+"""For anything that runs over channels; also the hint where a rule gives none."""
+
+NO_RULE = "secateur.register_rule adds one: docs/custom-ops.md"
+OUTPUT = "whoever reads the output counts on its width; the layers before the last ones can be pruned"
+SHARED = "give each layer a weight of its own, or prune the layers between them"
+ALONE = "one channel cannot be split: give the layer more of them, or let the planner leave it whole"
+APART = "make the channel that is used on its own the output of a layer of its own"
+PAIRS = "average one of the two sides over its channels before they meet, or prune the layers around"
+OTHER_STAYS = "the layer on the other side stays whole: what its own group says comes first"
+GROUPS = "the groups of a convolution lose the same positions: let all of them come from layers that can shrink"
+HEADS = "channels that are summed over without a weight can only go as whole heads: give the model several"
+DIAGONAL = "multiply element by element and sum instead: x * y and .sum(-1)"
+ONE_AXIS = "apply the layer along the axis that its channels lie on: permute first"
+NORMALISED = "prune the layers between normalisations: hidden neurons, heads; or secateur.release_widths(program)"
+ONE_GROUP = "a GroupNorm of several groups can lose whole groups; a BatchNorm single channels"
+RECURRENT = "layers before and after it that do not touch it can be pruned"
+INDEX = "select them by a list of numbers that forward does not compute: x[:, [0, 3, 5]], or a slice"
+GATHER = "select along another axis than that of the channels, or by a list of numbers that forward does not compute"
+PAD = "pad them with a constant, or pad before the layer that makes them"
+REPEAT = "repeat every channel equally often: repeat_interleave(n, dim)"
+SHIFT = "shift them by a slice and a concatenation: torch.cat([x[:, n:], x[:, :n]], 1)"
+COMPLEX = "let pairs lie on an axis of their own, behind that of the channels or heads"
+SEVERAL = "keep the channels on one axis, or give every part of them a layer of its own"
