@@ -31,7 +31,8 @@ class Block:
     """A residual block that can be dropped.
 
     Attributes:
-        name: Module path that its layers share; that of its last layer where several blocks share one.
+        name: Module path that its layers share; that of its last convolution or linear layer where there is none, or
+            where several blocks share one.
         add: Node that adds branch and skip.
         skip: Which of the addition's operands stays, 0 or 1; another node may be put there.
         branch: Nodes of the branch, in the order of the graph.
@@ -67,7 +68,10 @@ def residual_blocks(program: Program) -> tuple[Block, ...]:
             found.append((node, *parts))
     paths = [_layers(program, branch) for _, _, branch in found]
     names = [_shared_path(layers) for layers in paths]
-    names = [name if name and names.count(name) == 1 else layers[-1] for name, layers in zip(names, paths, strict=True)]
+    names = [
+        name if name and names.count(name) == 1 else _last_with_filters(program, layers)
+        for name, layers in zip(names, paths, strict=True)
+    ]
     return tuple(
         Block(name, add.name, skip, tuple(n.name for n in branch), layers, _own_tensors(program, branch))
         for name, layers, (add, skip, branch) in zip(names, paths, found, strict=True)
@@ -192,6 +196,13 @@ def _shared_path(layers: Sequence[str]) -> str:
             break
         shared.append(names[0])
     return ".".join(shared)
+
+
+def _last_with_filters(program: Program, layers: Sequence[str]) -> str:
+    """Path of the last convolution or linear layer; of the last layer if there is none."""
+    weights = {path: getattr(program.graph_module.get_submodule(path), "weight", None) for path in layers}
+    multiplying = [path for path, weight in weights.items() if isinstance(weight, Tensor) and weight.ndim > 1]
+    return (multiplying or list(layers))[-1]
 
 
 def _own_tensors(program: Program, branch: Sequence[fx.Node]) -> frozenset[str]:

@@ -15,7 +15,7 @@ from .levels import reachable
 from .problem import Choice, grid_step
 from .quantities import Quantities
 
-MOST_COUNTS = 16
+MOST_COUNTS = 8
 """Numbers of implanted units that are tried in a group: every step of the width grid, or every second, third, …"""
 
 

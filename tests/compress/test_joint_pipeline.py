@@ -1,0 +1,69 @@
+"""Implants and dropped blocks chosen in a run: planned from calibration data, edited, applied, healed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import secateur, tiny_recipe
+
+from secateur import api
+from secateur.compress.cost.model import count
+from secateur.compress.plan import Plan
+from secateur.passes.program import Program
+
+JOINT = ("--set", "plan.implant=pointwise", "--set", "plan.ni_ratio=auto", "--set", "plan.blocks=drop")
+
+
+def test_a_run_plans_widths_implants_and_blocks_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("heal", tiny_recipe(tmp_path), "--out", run, "--max-macs", "40%", *JOINT, "--set", "heal.method=ridge")
+    code, _, err = secateur(*command)
+    assert code == 0, err
+    file = run / "03-plan" / "plan.yaml"
+    plan = Plan.load(file)
+    dense, cut = (Program.load(run / step / "program") for step in ("01-capture", "04-apply"))
+    plan.check(dense)
+    assert plan.settings["ni_ratio"] == "auto" and list(plan.blocks) == ["conv2"] and plan.implants()
+    assert count(cut) == plan.planned and 0 < plan.planned.macs <= 0.4 * plan.dense.macs
+    # A second time nothing is done again.
+    code, _, err = secateur(*command)
+    assert code == 0 and "plan kept" in err, err
+    # The other choice for the block, by hand: what follows is made anew, and told.
+    before, after = ("drop", "keep") if plan.drops() else ("keep", "drop")
+    text = file.read_text()
+    assert text.count(f"conv2: {{action: {before}, delta_loss") == 1
+    file.write_text(text.replace(f"conv2: {{action: {before}, delta_loss", f"conv2: {{action: {after}, delta_loss"))
+    code, _, err = secateur("heal", run)
+    assert code == 0 and "the plan was edited" in err, err
+    edited, cut = Plan.load(file), Program.load(run / "04-apply" / "program")
+    assert edited.drops() != plan.drops() and count(cut) != plan.planned
+    assert ("conv2.weight" in dict(cut.module().named_parameters())) == (not edited.drops())
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():  # the same structure as without data, its implants fitted
+        assert api.apply(dense, edited).module()(x).shape == cut.module()(x).shape
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("plan.ni_ratio=auto",), "implant: pointwise"),
+        (("plan.ni_ratio=auto", "plan.implant=center"), "implant: pointwise"),
+        (("plan.ni_ratio=most", "plan.implant=pointwise"), "ni_ratio"),
+        (("plan.ni_ratio=auto", "plan.implant=pointwise", "plan.by=gain"), "take by: auto"),
+        (("plan.blocks=drop", "plan.by=structured-chita"), "take by: auto"),
+        (("plan.blocks=drop", "plan.stages=2"), "plan.stages"),
+        (("plan.blocks=drop", "plan.frontier=5"), "plan.frontier"),
+        (("plan.blocks=drop", "plan.implant=pointwise"), "plan.ni_ratio: auto"),
+        (("plan.blocks=drops",), "drop"),
+        (("plan.blocks=drop", "budget.latency=50%"), "gates.latency.max"),
+    ],
+)
+def test_what_cannot_be_planned_jointly_is_refused_before_anything_runs(
+    tmp_path: Path, settings: tuple[str, ...], told: str
+) -> None:
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    code, _, err = secateur("plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", *flags)
+    assert code == 2 and told in err, err
+    assert not (tmp_path / "run").exists()
