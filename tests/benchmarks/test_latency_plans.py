@@ -18,7 +18,7 @@ def test_the_script_plans_measures_heals_and_continues(ranking_path, tiny_recipe
     assert (tmp_path / "out" / "tiny" / "plans.jsonl").read_text().splitlines()[: len(lines)] == lines
 
 
-def test_the_loosest_budget_that_is_fast_enough_is_found():
+def test_the_loosest_budget_that_is_fast_enough_is_found(ranking_path):
     from latency_plans import _loosest
 
     class Measured:
