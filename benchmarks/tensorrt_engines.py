@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from engines.build import Row, build_all
-from engines.gpu import hessian_in_half, time_compiled, time_engines
+from engines.gpu import hessian_in_half, time_compiled, time_engines, time_providers
 from engines.networks import NETWORKS
 
 from secateur.export.cpu import cpu_facts
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("|---|---|---:|---:|---:|---:|---:|")
         for network in chosen:
             for line in time_engines(built[network.name], network, (1, 32), options.seconds):
+                print(line, flush=True)
+            for line in time_providers(built[network.name], network, (1, 32), options.seconds):
                 print(line, flush=True)
             for line in time_compiled(network, (1, 32)):
                 print(line, flush=True)

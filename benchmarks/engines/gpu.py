@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,20 +19,33 @@ from .networks import Network, settle
 
 def time_engines(rows: Sequence[Row], network: Network, batches: Sequence[int], seconds: float) -> Iterator[str]:
     """Lines of a table: paired and interleaved times of a network's engines; FP32 is the baseline."""
-    paths: dict[str, Path] = {row.form: row.plan for row in rows}
+    yield from _timed({row.form: row.plan for row in rows}, network, "", batches, seconds, "cpu")
+
+
+def time_providers(rows: Sequence[Row], network: Network, batches: Sequence[int], seconds: float) -> Iterator[str]:
+    """Lines of a table: the same ONNX files in onnxruntime, by each of its providers for NVIDIA's GPUs."""
+    paths = {row.form: row.plan.with_suffix(".onnx") for row in rows}
+    for provider in ("cuda", "tensorrt", "tensorrt-rtx"):
+        yield from _timed(paths, network, f"onnxruntime {provider} ", batches, seconds, provider)
+
+
+def _timed(
+    paths: Mapping[str, Path], network: Network, prefix: str, batches: Sequence[int], seconds: float, provider: str
+) -> Iterator[str]:
     inputs = network.inputs(1)
     examples = None if inputs.is_floating_point() else {"ids": inputs.numpy()}
     try:
-        report = measure(paths, examples, batches=batches, budget_seconds=seconds)
-    except UserError as error:  # an engine that this GPU does not run
-        yield f"| {network.name} | | not run: {error.what} ({error.why}) | | | | |"
+        report = measure(paths, examples, batches=batches, budget_seconds=seconds, provider=provider)
+    except UserError as error:  # such as an engine that this GPU does not run
+        why = f"{error.what} ({error.why})" if error.why else error.what
+        yield f"| {network.name} | {prefix}| not run: {why} | | | | |"
         return
     for entry in report.batches:
         for form, found in entry.models.items():
             ratio = found.speedup
             times = f"{found.median:.4g} | {found.p90:.4g} | {found.p99:.4g}"
             yield (
-                f"| {network.name} | {form} | {entry.batch} | {times} "
+                f"| {network.name} | {prefix}{form} | {entry.batch} | {times} "
                 f"| {ratio.median:.3g} ({ratio.low:.3g} to {ratio.high:.3g}) |"
             )
 

@@ -1,7 +1,10 @@
 """INT8 engines of networks that people deploy, built without a GPU: legal, integer, and right."""
 
+import functools
+
 import onnx
 import pytest
+import torch
 
 from secateur.export.tensorrt.engine_file import engine_for
 from secateur.export.tensorrt.key import engine_key
@@ -20,16 +23,27 @@ def library() -> Library:
     return load_library("tensorrt_rtx")
 
 
-@pytest.mark.parametrize("name", FLOAT)
-def test_an_int8_engine_is_built_without_a_gpu(name, library, ranking_path, tmp_path, record_property):
-    from engines.build import INT8, build_all
+@pytest.fixture(scope="module")
+def built(library, ranking_path, tmp_path_factory):
+    """Rows of a network by the first word of its name; each is captured once."""
+    from engines.build import INT8, Form, build_all
     from engines.networks import NETWORKS
 
-    network = next(network for network in NETWORKS if network.name.startswith(name))
-    (row,) = build_all(network, library, SETTINGS, tmp_path, [INT8])
+    @functools.cache
+    def rows(name):
+        network = next(network for network in NETWORKS if network.name.startswith(name))
+        pruned = [Form("INT8, pruned", pruned=True, quantised=True)] if name == "ResNet-20" else []
+        return list(build_all(network, library, SETTINGS, tmp_path_factory.mktemp("engines"), [INT8, *pruned]))
+
+    return rows
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_an_int8_engine_is_built_without_a_gpu(name, built, library, record_property):
+    row = built(name)[0]
     record_property(
         "measured",
-        f"INT8 engine of {network.name}: {row.integer} of {row.total} layers integer, "
+        f"INT8 engine of {row.network}: {row.integer} of {row.total} layers integer, "
         f"ONNX {row.onnx_bytes / 1e3:,.0f} kB, engine {row.plan_bytes / 1e3:,.0f} kB, "
         f"built in {row.seconds:.2f} s, {row.cpu_seconds:.2f} s of them on the processor",
     )
@@ -46,11 +60,21 @@ def test_an_int8_engine_is_built_without_a_gpu(name, library, ranking_path, tmp_
     assert row.plan.stat().st_size == row.plan_bytes > 100_000 and row.seconds > 0
 
 
-def test_a_pruned_engine_is_integer_and_on_the_grid(library, ranking_path, tmp_path):
-    from engines.build import Form, build_all
-    from engines.networks import NETWORKS
-
-    (row,) = build_all(NETWORKS[0], library, SETTINGS, tmp_path, [Form("pruned", pruned=True, quantised=True)])
+def test_a_pruned_engine_is_integer_and_on_the_grid(built):
+    _, row = built("ResNet-20")
     assert row.total - row.integer == FLOAT["ResNet-20"] and row.error < 0.15
     weights = [t for t in onnx.load(str(row.plan.with_suffix(".onnx"))).graph.initializer if len(t.dims) == 4]
     assert sorted({weight.dims[0] for weight in weights}) == [16, 32, 48]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_what_cannot_be_timed_here_says_why(built):
+    from engines.gpu import time_engines, time_providers
+    from engines.networks import NETWORKS
+
+    rows = built("ResNet-20")
+    (line,) = time_engines(rows, NETWORKS[0], (1,), 0.1)
+    assert "not run" in line and "CUDA" in line
+    lines = list(time_providers(rows, NETWORKS[0], (1,), 0.1))
+    assert [provider in line for provider, line in zip(("cuda", "tensorrt", "tensorrt-rtx"), lines, strict=True)]
+    assert all("not run" in line for line in lines)
