@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...errors import Refused
+from ..modulespec import extension_types
 from . import hints
 from .groups import Role
 from .origin import described
@@ -271,7 +272,10 @@ class Flow:
         rule = find_rule(self.rules, node, module)
         if rule is not None:
             return rule.flow(self, node)
-        self._stop(node, f"no rule for {op_name_of(self, node)}", hints.NO_RULE)
+        if module is not None and type(module).__name__ in extension_types():
+            self._stop(node, "the network is quantised already", hints.QUANTISED)
+        else:
+            self._stop(node, f"no rule for {op_name_of(self, node)}", hints.NO_RULE)
         if module is not None:
             self.fix_parameters(node)
         return unlabelled(node)

@@ -6,6 +6,7 @@ BETWEEN = "the layers between operations that mix all channels can be pruned: hi
 """For anything that runs over channels; also the hint where a rule gives none."""
 
 NO_RULE = "secateur.register_rule adds one: docs/custom-ops.md"
+QUANTISED = "prune the float program: rank, plan and apply come before quantize"
 OUTPUT = "whoever reads the output counts on its width; the layers before the last ones can be pruned"
 SHARED = "give each layer a weight of its own, or prune the layers between them"
 ALONE = "one channel cannot be split: give the layer more of them, or let the planner leave it whole"

@@ -1,7 +1,8 @@
 """What went wrong in other pruners, by the thread where their users reported it. Networks are written anew.
 
 TP: VainF/Torch-Pruning, nni: microsoft/nni, INC: intel/neural-compressor, OTO: tianyic/only_train_once, MO:
-NVIDIA/Model-Optimizer, nncf: openvinotoolkit/nncf.
+NVIDIA/Model-Optimizer, nncf: openvinotoolkit/nncf, aimet: quic/aimet. What happened between training,
+ONNX and runtimes is in `test_known_issues_int8.py`.
 """
 
 from __future__ import annotations
@@ -127,6 +128,19 @@ class Loops(nn.Module):
         return self.head(F.relu(self.mix(torch.cat([torch.stack(parts, 1), grid], 1))))
 
 
+class Plain(nn.Module):
+    """Operations that a winnower of channels does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = conv(3, 6), nn.Conv2d(6, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.sigmoid(self.mix(x * torch.full((1,), 0.5, dtype=x.dtype))) + torch.full_like(x[:, :1], 0.1)
+        return self.head(x.transpose(1, 3).mean((1, 2)))
+
+
 def image(batch: int = 2, size: int = 8) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
 
@@ -173,7 +187,8 @@ THREADS = {
     "TP#340, TP#393, fused qkv with a fixed number of heads": (lambda: Classifier(Block(FusedQkv("unbind"))), tokens),
     "TP#410, nn.MultiheadAttention": (lambda: Classifier(Block(SelfAttention(False, True))), tokens),
     "TP#411, INC#525, projections with a stale head count": (lambda: Classifier(Block(Attention(eager))), tokens),
-    "MO#176, nni#4885, nni#5471, OTO#45, loops over shapes, grids": (Loops, image),
+    "aimet#964, aimet#4011, full, transpose and sigmoid": (Plain, image),
+    "MO#176, MO#506, nni#4885, nni#5471, OTO#45, loops over shapes, grids": (Loops, image),
 }  # fmt: skip
 
 
@@ -233,7 +248,7 @@ def test_no_width_becomes_zero() -> None:
 
 
 def test_nothing_happens_in_silence() -> None:
-    """TP#416, nncf#1038, nncf#44: ratios of zero, or masks only, and the same size as before."""
+    """TP#416, nncf#1038, nncf#44, PocketFlow#140: ratios of zero, or masks only, and the same size as before."""
     program = capture(nn.Sequential(conv(3, 6), nn.Conv2d(6, 2, 1)), image())
     with pytest.raises(UserError, match="nothing would be removed"):
         apply(program, {"0.0": range(6)})
@@ -244,7 +259,10 @@ def test_nothing_happens_in_silence() -> None:
 
 
 def test_a_pruned_network_loads_without_its_classes(tmp_path: Path) -> None:
-    """TP#436, nni#3093, ultralytics#16806: saved by pickle, or rebuilt at full size."""
+    """TP#436, nni#3093, yolor#73, ultralytics#16806, Lam1360/YOLOv3-model-pruning#78, #105.
+
+    Saved by pickle, or rebuilt at full size.
+    """
     program = program_of("TP#340, TP#393, fused qkv with a fixed number of heads")
     smaller = apply(program, halves(program))
     smaller.save(tmp_path / "small")
