@@ -11,12 +11,18 @@ import torch
 from torch import fx
 
 from .lower_context import INT64_MAX, Lowering, NoLowering, OpLowering, Value, positive_axis
+from .node_facts import TensorFact
 
 
 def _logic(op_type: str) -> OpLowering:
-    """`&`, `|`, `^`: logical on booleans, bit by bit on integers."""
+    """`&`, `|`, `^`: logical on booleans, bit by bit on integers; of sizes each is a vector of one element."""
 
     def lower(ctx: Lowering, node: fx.Node, a: SimpleNamespace) -> Value:
+        if not isinstance(ctx.facts.nodes.get(node), TensorFact):
+            if isinstance(node.meta.get("val"), bool):
+                raise NoLowering("conditions on sizes")
+            sizes = [ctx.shape_vector(node, [x], part=part) for part, x in (("self", a.self), ("other", a.other))]
+            return ctx.emit(node, f"Bitwise{op_type}", sizes)
         dtype = ctx.fact(node).dtype
         inputs = [ctx.operand(node, a.self, dtype, part="self"), ctx.operand(node, a.other, dtype, part="other")]
         return ctx.emit(node, op_type if dtype == torch.bool else f"Bitwise{op_type}", inputs)
