@@ -30,7 +30,9 @@ def backsolve(problem: Problem, support: Tensor) -> Point:
         return _moved(problem, support, start, residual, _conjugate_gradients(problem, support, residual))
     index = support.nonzero()[:, 0]
     if len(index) >= problem.matrix.rows:
-        solution = Eigen.of(problem.matrix, index).solve(residual, problem.pull)
+        normal = problem.matrix.gram(index)
+        normal.diagonal().add_(problem.pull)
+        solution = torch.linalg.solve(normal, residual.double())
         return _moved(problem, support, start, residual, solution)
     columns = problem.matrix.columns(index).double()
     normal = columns.T @ columns

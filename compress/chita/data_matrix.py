@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 
 Storage = Literal["auto", "float32", "bfloat16", "disk", "matrix-free"]
 
+_GRAM_ROWS = 128
+"""Rows of a block of A Aᵀ."""
+
 _COLUMNS = 2**24
 """Numbers of A that are converted or gathered at a time."""
 
@@ -117,15 +120,17 @@ class StoredMatrix:
         return torch.cat([self.columns(span).square().sum(0) for span in self.spans()])
 
     def gram(self, index: Tensor | slice | None = None) -> Tensor:
-        """A_S A_Sᵀ over some columns (all if None), float64 [n, n]; 2 n² |S| operations."""
+        """A_S A_Sᵀ over some columns (all if None), float64 [n, n]; little over n² |S| operations."""
         total = torch.zeros(self.rows, self.rows, dtype=torch.float64, device=self.device)
         if isinstance(index, slice):
             index = torch.arange(self.size, device=self.device)[index]
         parts = list(self.spans()) if index is None else list(index.split(self._width()))
         for part in parts:
             columns = self.columns(part)
-            total += (columns @ columns.T).double()
-        return total
+            for low in range(0, self.rows, _GRAM_ROWS):  # below the diagonal only: it is symmetric
+                high = min(low + _GRAM_ROWS, self.rows)
+                total[low:, low:high] += (columns[low:] @ columns[low:high].T).double()
+        return total.tril() + total.tril(-1).T
 
     def spans(self) -> Iterator[slice]:
         """Columns in parts of bounded size."""
