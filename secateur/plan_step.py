@@ -12,7 +12,7 @@ from .compress.cost.stopwatch import OrtStopwatch, can_time
 from .compress.implants.loss import offer_implants
 from .compress.implants.select import plan_within
 from .compress.plan import Plan
-from .compress.planner.drops import measure_blocks
+from .compress.planner.drops import measure_blocks, temperature_of
 from .compress.planner.limits import PLANNED, Costs
 from .compress.planner.plan import plan_with_frontier
 from .compress.planner.stages import plan_in_stages
@@ -68,7 +68,7 @@ def make_plan(
         context.reporter.note("plan.by sensitivity compares scores: interactions only order units inside their group")
     facts: dict[str, Any] = {}
     if spec.jointly:
-        options |= _beside(context, program)
+        options |= _beside(context, program, table)
     costs = Costs(program, context.target, options["stopwatch"])
 
     def make(within: Budget) -> Plan:
@@ -112,7 +112,7 @@ def plan_inputs(recipe: Recipe) -> Mapping[str, str]:
     return {**_latency_gate(recipe), "data": recipe.data.model_dump_json(), "loss": recipe.loss}
 
 
-def _beside(context: Context, program: Program) -> dict[str, Any]:
+def _beside(context: Context, program: Program, table: Sensitivity) -> dict[str, Any]:
     """Implants and blocks to choose from, with what each would lose on calibration data."""
     spec, data = context.recipe.plan, context.data.calibration
     found: dict[str, Any] = {}
@@ -129,8 +129,14 @@ def _beside(context: Context, program: Program) -> dict[str, Any]:
         if not found["implants"].groups:
             context.reporter.note(f"no group of this network can have implants of the form {spec.implant}")
     if spec.blocks == "drop":
-        samples, progress = context.recipe.rank.samples, context.progress("blocks tried")
-        found["blocks"] = measure_blocks(program, data, context.loss, samples=samples, progress=progress)
+        found["blocks"] = measure_blocks(
+            program,
+            data,
+            context.loss,
+            samples=context.recipe.rank.samples,
+            temperature=temperature_of(table) or 1.0,
+            progress=context.progress("blocks tried"),
+        )
         if not found["blocks"]:
             context.reporter.note("this network has no residual block that could be dropped")
     return found

@@ -17,7 +17,8 @@ from ..cost.model import CostModel
 from ..cost.terms import Column, Term, product_term
 from ..implants.columns import saving_terms, size_terms
 from ..implants.offers import Offers
-from .drops import BlockOffer
+from ..sensitivity.table import Sensitivity
+from .drops import BlockOffer, temperature_of
 from .file_parts import block_bytes, stand_in_bytes
 from .implanted import implanted_choices
 from .limits import Costs, Limit
@@ -38,13 +39,13 @@ class Beside:
     implants: Offers | None = None
     blocks: tuple[BlockOffer, ...] = ()
 
-    def check(self, by: str, budget: Budget, unit: str) -> None:
+    def check(self, by: str, budget: Budget, sensitivity: Sensitivity) -> None:
         """Refuses what cannot be chosen jointly.
 
         Args:
             by: Name of the search.
             budget: The budget.
-            unit: What the ranking measures.
+            sensitivity: The ranking.
 
         Raises:
             UserError: The search is a rule of thumb, or costs or losses of what is chosen are not known.
@@ -67,12 +68,15 @@ class Beside:
                 if self.implants is None
                 else "plan.ni_ratio: 0.1 plans latency without implants, or limit --max-macs",
             )
-        if self.blocks and unit != "loss":
+        temperature = temperature_of(sensitivity)
+        if any(offer.temperature != temperature for offer in self.blocks):
+            measured = f"the loss at temperature {self.blocks[0].temperature:g}"
+            ranked = "gives scores" if temperature is None else f"is of the loss at temperature {temperature:g}"
             raise UserError(
-                "blocks can be dropped only by a ranking that estimates losses",
+                "blocks can be dropped only if the ranking measures what was measured of them",
                 where="plan.blocks",
-                why="what a block costs is measured as a rise of the loss, and this ranking gives scores",
-                hint="rank.method: gate-ggn, or plan.blocks: keep",
+                why=f"what a block costs is a rise of {measured}, and this ranking {ranked}",
+                hint="rank.method: gate-ggn, and in Python measure_blocks(…, temperature=temperature_of(table))",
             )
 
     def quantities(self, program: Program) -> Quantities:

@@ -133,7 +133,7 @@ def plan_with_frontier(
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     beside = Beside(implants, tuple(blocks)) if implants is not None or blocks else None
     if beside is not None:
-        beside.check(by, budget, sensitivity.unit)
+        beside.check(by, budget, sensitivity)
     search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None), beside is not None)
     options: dict[str, Any] = {"by": search, "seconds": seconds, "part": part}
     if beside is not None:

@@ -14,7 +14,7 @@ from ...errors import UserError, did_you_mean
 from ...passes.labels.groups import Group
 from ..cost.terms import Column
 from ..sensitivity.table import Scores, Sensitivity
-from .levels import Levels, Part
+from .levels import Levels
 from .order import own_interactions, removal_order
 
 ROUNDING = 1e-9
@@ -57,9 +57,13 @@ class Choice:
         """See `Part`."""
         return (self.column, *self.further)
 
-    @cached_property
+    @property
     def amounts(self) -> np.ndarray:
         """See `Part`."""
+        return self._amounts
+
+    @cached_property
+    def _amounts(self) -> np.ndarray:
         beside = [amount for amount in (self.implanted, self.ranks) if amount is not None]
         return np.stack([self.widths, *beside[: len(self.further)]], axis=1)
 
@@ -113,8 +117,7 @@ class Problem:
     @cached_property
     def levels(self) -> Levels:
         """The costs, tabulated over the allowed levels."""
-        parts: list[Part] = list(self.parts)
-        return Levels.of(self.columns, parts)
+        return Levels.of(self.columns, self.parts)
 
     def widths(self, position: np.ndarray) -> np.ndarray:
         """Widths [..., groups] at positions [..., parts]."""

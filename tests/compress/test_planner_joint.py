@@ -260,6 +260,25 @@ def test_blocks_are_measured_by_leaving_them_out() -> None:
         assert offer.std_error == pytest.approx(rises.std(ddof=1) / len(rises) ** 0.5, abs=1e-6)
 
 
+def test_at_a_temperature_a_block_costs_what_distillation_says() -> None:
+    """T² times the divergence of the softened outputs, whatever the labels; a ranking at another one is refused."""
+    net, (x,) = NETS["preact"]()
+    exact, doubled = capture(net.double(), (x.double(),)), [(x.double(), y) for x, y in batches("preact")]
+    for offer in measure_blocks(exact, doubled, F.cross_entropy, temperature=4.0):
+        smaller = rewrite(exact, {}, {}, [offer.block.name]).program
+        with torch.no_grad():
+            pairs = [[F.log_softmax(p.module()(x) / 4, 1) for p in (smaller, exact)] for x, _ in doubled]
+        expected = [16 * float(F.kl_div(*pair, reduction="batchmean", log_target=True)) for pair in pairs]
+        assert offer.delta_loss == pytest.approx(np.mean(expected), rel=1e-6) and offer.delta_loss > 0
+    program, data = captured("preact"), batches("preact")
+    softened = measure_blocks(program, data, F.cross_entropy, temperature=4.0)
+    scores = replace(table("preact", unit="score"), facts={"temperature": 4.0})
+    options = {"target": ORT_CPU, "budget": Budget(macs="60%"), "blocks": softened}
+    assert plan(program, scores, **options).blocks
+    with pytest.raises(UserError, match="at temperature 2"):
+        plan(program, replace(scores, facts={"temperature": 2.0}), **options)
+
+
 @pytest.mark.parametrize("kind", ["implants", "blocks", "both"])
 def test_size_and_memory_hold_in_the_built_network(kind: str) -> None:
     name = "resnet_a"
@@ -313,7 +332,7 @@ def test_what_cannot_be_planned_jointly_is_refused() -> None:
         plan(program, table("resnet_b"), implants=given, target=ORT_CPU, budget=Budget(latency="50%"))
     with pytest.raises(UserError, match=r"latency is planned for with widths alone[\s\S]*gates.latency.max"):
         plan(program, table("resnet_b"), blocks=blocks("resnet_b"), target=ORT_CPU, budget=Budget(latency="50%"))
-    with pytest.raises(UserError, match=r"a ranking that estimates losses[\s\S]*plan.blocks: keep"):
+    with pytest.raises(UserError, match=r"this ranking gives scores[\s\S]*rank.method: gate-ggn"):
         plan(program, table("resnet_b", unit="score"), blocks=blocks("resnet_b"), **options)
     with pytest.raises(BudgetError, match=r"cannot be met[\s\S]*--max-macs"):
         plan(program, table("resnet_b"), target=ORT_CPU, budget=Budget(macs="0.1%"), implants=given)
