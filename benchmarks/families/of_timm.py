@@ -68,9 +68,9 @@ _NETS: tuple[tuple[str, str, int, Mapping[str, Any]], ...] = (
     ("coatnet_nano_rw_224", "convolution, relative attention", 224, {}),
     ("fastvit_t8", "reparametrised mixers", 64, {}),
     ("repvit_m0_9", "reparametrised, squeeze-and-excitation", 64, {}),
-    ("mixer_s32_224", "MLP-Mixer", 64, {"img_size": 64, "num_blocks": 4}),
-    ("resmlp_12_224", "ResMLP, affine scales", 64, {"img_size": 64, "num_blocks": 4}),
-    ("gmlp_ti16_224", "spatial gating", 64, {"img_size": 64, "num_blocks": 4}),
+    ("mixer_s32_224", "MLP-Mixer", 64, {"img_size": 64}),
+    ("resmlp_12_224", "ResMLP, affine scales", 64, {"img_size": 64}),
+    ("gmlp_ti16_224", "spatial gating", 64, {"img_size": 64}),
 )
 _QUICK = ("resnet18", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224")
 
