@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from ...errors import UserError
 
@@ -40,7 +40,7 @@ def misplaced_share(mean: np.ndarray, error: np.ndarray, keep: float, probes: in
     distance = np.abs(mean - threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(error > 0, distance / error, np.where(distance > 0, np.inf, 0.0))
-    return float(student.sf(z, probes - 1).mean())
+    return float(stdtr(probes - 1, -z).mean())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from ...errors import UserError
 from ...passes.mask import mask
@@ -211,6 +210,8 @@ def rank_correlation(
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rank correlation of each row [rows, units] of one with that of the other; ties share their mean rank."""
+    from scipy.stats import rankdata  # takes half a second to import, which every command would wait for
+
     a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(a, axis=1), rankdata(b, axis=1)))
     return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
 
