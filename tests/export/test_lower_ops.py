@@ -52,6 +52,7 @@ CASES = {
     "hardtanh": (lambda x: F.hardtanh(x, -0.5, 0.7), TOKENS),
     "relu6": (lambda x: F.relu6(8 * x), TOKENS),
     "clamp": (lambda x: x.clamp(min=-0.3) + x.clamp(-0.5, 0.5) + x.clamp(max=0.1), TOKENS),
+    "column_times_row": (lambda x: x * (torch.arange(5)[:, None] * 10.0 ** -torch.arange(6)), TOKENS),
     "add": (lambda x: torch.add(x, x[:, :1], alpha=2) + 3, TOKENS),
     "sub": (lambda x: torch.sub(x, 1.5, alpha=2) - x[:, :1], TOKENS),
     "rsub": (lambda x: torch.rsub(x, 1.0, alpha=2), TOKENS),
