@@ -25,12 +25,10 @@ def test_the_loosest_budget_that_is_fast_enough_is_found(ranking_path):
         def __init__(self, median):
             self.median = median
 
-    asked = []
-
     def within(share):
-        asked.append(share)
-        return None if share < 0.1 else (share, Measured(round(share, 2)))
+        # Not monotone: between 50 and 30 % the networks are slower than at 50 %.
+        return share, Measured(share + (0.3 if 0.3 < share < 0.5 else 0.0))
 
-    found = _loosest(within, 0.4)
-    assert 0.385 <= found <= 0.405 and len(asked) <= 8
+    assert 0.5 <= _loosest(within, 0.53) < 0.53
+    assert 0.28 < _loosest(within, 0.3) <= 0.3
     assert _loosest(lambda share: None, 0.4) is None
