@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from ...passes.program import Program
 from ..cost.axes import Axis, varies
@@ -86,7 +87,8 @@ class _Site:
 
     def _both(self, rows: int, inputs: int, rank: int) -> tuple[int, int]:
         layer = self.program.graph_module.get_submodule(self.site.path)
-        kernel = layer.weight.shape[2:]  # type: ignore[union-attr]
+        assert isinstance(layer.weight, Tensor)
+        kernel = layer.weight.shape[2:]
         return saved_by(self.site.node, layer, (rows, inputs, *kernel), self.form, rank or None)
 
 

@@ -92,8 +92,8 @@ def measure_losses(
             for name, rows in site.rows.items():
                 for place, offer in enumerate(given.groups[name]):
                     lost, whole = _energies(program, site, rows, offer, given, inputs, outputs, ridge, generator)
-                    missed[name, place] = missed.get((name, place), 0.0) + lost
-                energy[name] = energy.get(name, 0.0) + whole
+                    missed[name, place] = missed.get((name, place), np.zeros_like(lost)) + lost
+                energy[name] = energy.get(name, np.zeros_like(whole)) + whole
             if progress:
                 progress(done, len(sites))
     shares = {}
@@ -155,6 +155,6 @@ def _through(program: Program, chain: Sequence[fx.Node], value: Tensor) -> Tenso
         else:
             assert callable(node.target)
             before = node.all_input_nodes[0]
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n, b=before, v=value: v if n is b else n)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, b=before, v=value: v if n is b else n)
             value = node.target(*args, **kwargs)
     return value

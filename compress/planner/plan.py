@@ -143,7 +143,7 @@ def plan_with_frontier(
     attempt = best(made)
     settings: dict[str, Any] = {"by": by, "floor": floor, "ignore": list(ignore)}
     if implants is not None:
-        settings |= {"implant": implants.form, "ni_ratio": "auto", **implants.facts}
+        settings |= {"implant": implants.form, "ni_ratio": "auto", "implant_samples": implants.facts.get("samples", 0)}
     if blocks:
         settings |= {"blocks": "drop"}
     written = document(attempt, made, costs, sensitivity, budget, settings, beside or Beside())
