@@ -151,12 +151,10 @@ def _turned(node: Any) -> fx.Node | None:
     """The parameter of which the node is the transpose, if it is one: such a weight lies as linear layers have it."""
     if not isinstance(node, fx.Node) or node.target not in _TURNS:
         return None
-    source, *axes = node.args
-    if axes and isinstance(axes[0], Sequence):
-        axes = list(axes[0])
-    matrix = isinstance(source, fx.Node) and source.op == "get_attr"
+    source, *rest = node.args
+    axes: Any = rest[0] if rest and isinstance(rest[0], Sequence) else rest
     swaps = [axis % 2 for axis in axes] in ([], [0, 1], [1, 0])
-    if not matrix or not swaps:
+    if not isinstance(source, fx.Node) or source.op != "get_attr" or not swaps:
         return None
     # The permutation (0, 1) moves nothing; as two axes to swap it does.
     return None if node.target is aten.permute.default and axes[0] % 2 == 0 else source
