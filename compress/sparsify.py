@@ -317,6 +317,12 @@ def _constraints(
         share = 1.0 - float(pattern.project(torch.ones(variables.size)).float().mean())
         return [pattern] * stages, refused, [share] * stages
     check_sparsity(settings.sparsity)
+    if settings.macs is not None and not 0.0 < settings.macs < 1.0:
+        raise UserError(
+            f"macs must lie between 0 and 1, not {settings.macs:g}",
+            where="sparsify.macs",
+            hint="0.4 keeps 40 % of the multiply-adds",
+        )
     steps = sparsities(stages, settings.sparsity, schedule=settings.schedule or method.schedule, start=settings.start)
     found: list[Constraint] = []
     for step in steps:

@@ -113,7 +113,7 @@ def staged(directory: Path) -> Iterator[Path]:
         raise UserError("the artifact cannot be written", where=str(directory), why=str(error)) from error
     try:
         yield stage
-        _install(stage, directory)
+        install(stage, directory)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -133,7 +133,7 @@ def _visible(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if not path.name.startswith(".")]
 
 
-def _install(stage: Path, directory: Path) -> None:
+def install(stage: Path, directory: Path) -> None:
     """Puts what is in `stage` in the place of `directory`; if that fails, what was there comes back."""
     if not directory.exists():
         stage.rename(directory)

@@ -134,7 +134,9 @@ def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
 
 def _integer_bias(ctx: Lowering, node: fx.Node, module: Any, scales: np.ndarray, quantizer: Any) -> str:
     """An int32 bias in steps of the accumulator, `scale_input * scale_weight`."""
-    path = str(node.target)
+    # The input's scale belongs to this call: a module that is called twice has two biases.
+    calls = len(ctx.program.graph.find_nodes(op="call_module", target=node.target))
+    path = str(node.target) if calls == 1 else node.name
     step = np.asarray(np.float32(float(quantizer.scale)) * scales, np.float32)
     limits = np.iinfo(np.int32)
     codes = np.clip(np.rint(module.bias.detach().cpu().numpy() / step.astype(np.float64)), limits.min, limits.max)

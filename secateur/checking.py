@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import UserError
+from .export.artifact import MANIFEST_NAME, is_artifact
 from .factory import DataSpec
 from .gates import CheckFile, Gates
 from .verdict import Verdict
@@ -54,6 +55,12 @@ def check(
     directory = Path(artifact).absolute()
     if not directory.is_dir():
         raise UserError("there is no artifact here", where=str(directory), hint="secateur export writes one")
+    if not (directory / MANIFEST_NAME).is_file():
+        inside = next((path for path in sorted(directory.iterdir()) if is_artifact(path)), None)
+        hint = "secateur export writes one" if inside is None else f"secateur check {inside}"
+        raise UserError(
+            "the folder holds no artifact", where=str(directory), why="it has no manifest of one", hint=hint
+        )
     document = CheckFile(gates=gates or Gates(), data=data and data.anchored(Path.cwd()), metric=metric)
     with tempfile.TemporaryDirectory(prefix="secateur-check-") as scratch:
         folder = Path(scratch)

@@ -122,7 +122,7 @@ class SparsifyJob:
 
     def heal(self, program: Program) -> Program:
         """Fine-tunes what is left by the recipe's `heal`; zeros stay."""
-        settings = self.recipe.heal.model_copy(update={"method": "train", "keep_zeros": True})
+        settings = self.recipe.heal.model_copy(update={"keep_zeros": True})
         return heal(
             program,
             self.data.train,

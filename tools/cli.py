@@ -246,7 +246,7 @@ def sparsify(
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="N:M along the input channels: 2:4.", metavar="N:M")] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", help="Any other: --option samples=500", metavar="KEY=VALUE")
+        list[str] | None, typer.Option("--option", help="Any other: --option stages=10", metavar="KEY=VALUE")
     ] = None,
     heal: Annotated[bool, typer.Option("--heal", help="Fine-tune by the recipe; zeros stay.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise by the recipe; zeros stay.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from ..errors import UserError
+from ..export.artifact import install
 from ..export.export import export
 from ..passes.program import Program
 from ..sparsity import SparsifyJob, sparsify_settings
@@ -73,15 +75,13 @@ def run_sparsify(
             reporter.step("quantize", "started")
             program = job.quantize(program)
             scores["int8"] = job.score(program)
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {
             **result.facts,
             "scores": scores,
             "zeros_by_weight": dict(result.zeros),
             "stay_dense": {name: str(reason) for name, reason in result.dense.items()},
         }
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-        _write(folder, program, job)
+        _write(folder, program, job, facts)
     document = {"directory": str(folder), "artifact": str(folder / ARTIFACT), **facts}
     if as_json:
         print(json.dumps(document, indent=1))
@@ -92,11 +92,20 @@ def run_sparsify(
     return 0
 
 
-def _write(folder: Path, program: Program, job: SparsifyJob) -> None:
-    program.save(folder / PROGRAM, pt2=True)
-    state = {name: value.detach().clone().contiguous() for name, value in program.module().state_dict().items()}
-    save_file(state, folder / WEIGHTS)
-    export(program, folder / ARTIFACT, target=job.recipe.target, baseline=job.dense)
+def _write(folder: Path, program: Program, job: SparsifyJob, facts: Mapping[str, Any]) -> None:
+    """Writes beside the folder first, so that an earlier result is replaced whole or not at all."""
+    stage = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(stage, ignore_errors=True)  # of one that was killed
+    stage.mkdir(parents=True)
+    try:
+        program.save(stage / PROGRAM, pt2=True)
+        state = {name: value.detach().clone().contiguous() for name, value in program.module().state_dict().items()}
+        save_file(state, stage / WEIGHTS)
+        export(program, stage / ARTIFACT, target=job.recipe.target, baseline=job.dense)
+        (stage / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        install(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _table(facts: Mapping[str, Any]) -> Table:

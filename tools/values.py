@@ -21,7 +21,7 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
-            raise UserError(f"{pair!r} is not KEY=VALUE", where="--set", hint="--set heal.epochs=3")
+            raise UserError(f"{pair!r} is not KEY=VALUE", where="--set or --option", hint="for instance heal.epochs=3")
         try:
             values[key] = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:

@@ -30,7 +30,7 @@ def reestimate_batch_norm(program: Program, loader: Loader, *, samples: int = 20
         A new program. A program without batch norm comes back unchanged.
 
     Raises:
-        UserError: The loader is empty.
+        UserError: The loader is empty, or a batch norm reads NaN or infinities.
     """
     program = program.clone(step="reestimate_batch_norm")
     module = program.module()
@@ -54,6 +54,12 @@ def reestimate_batch_norm(program: Program, loader: Loader, *, samples: int = 20
             handle.remove()
         if seen == 0:
             raise UserError("the loader yields no batch", where="data.factory", hint="check the data path")
+        if not all(meter.finite for meter in meters):
+            raise UserError(
+                "what a batch norm reads is not finite",
+                where="batch-norm statistics",
+                hint="look for NaN in the training data and for values that overflow in the network",
+            )
         for meter in meters:
             meter.write()
     return program
@@ -79,6 +85,11 @@ class _Meter:
         self.mean = self.mean + delta * (count / total)
         self.square = self.square + variance * count + delta**2 * (self.count * count / total)
         self.count = total
+
+    @property
+    def finite(self) -> bool:
+        """Whether all that was read is finite."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.square).all())
 
     def write(self) -> None:
         """Puts the population's mean and unbiased variance into the layer."""

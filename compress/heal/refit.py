@@ -83,7 +83,7 @@ def refit(
     ridge: float,
     generator: torch.Generator,
     free: Tensor | None = None,
-) -> None:
+) -> bool:
     """Solves Σ ‖t − W x‖² + λ ‖W − W₀‖² for the weights (and bias) of one layer, in place.
 
     Args:
@@ -93,6 +93,9 @@ def refit(
         ridge: λ over the mean diagonal of Σ x xᵀ.
         generator: Draws positions where there are more than are needed.
         free: bool, of the weight's shape: where it may change. The rest stays as it is, zeros for instance.
+
+    Returns:
+        Whether the equations were finite; if not, nothing was changed.
     """
     width = layer.weight[0].numel() + (layer.bias is not None)
     old = layer.weight.flatten(1).double()
@@ -106,12 +109,17 @@ def refit(
         gram += (read.T @ read).double()
         cross += (target.T @ read).double()
     strength = ridge * float(gram.diagonal().mean())
-    if not math.isfinite(strength) or strength <= 0.0:
-        return  # Nothing reaches the layer: nothing to learn from.
+    if not math.isfinite(strength) or not bool(torch.isfinite(cross).all()):
+        return False
+    if strength <= 0.0:
+        return True  # Nothing reaches the layer: nothing to learn from.
+    frozen = layer.bias is not None and not layer.bias.requires_grad
+    if frozen and free is None:
+        free = torch.ones_like(layer.weight, dtype=torch.bool)
     gram_ridge = gram + strength * torch.eye(width, dtype=gram.dtype, device=gram.device)
     if free is not None:
         free = free.to(gram.device).flatten(1)
-        free = F.pad(free, (0, 1), value=True) if layer.bias is not None else free
+        free = F.pad(free, (0, 1), value=not frozen) if layer.bias is not None else free
     solve = _factored(gram_ridge) if free is None else _restricted(gram_ridge, free)
     new = old + solve(cross - old @ gram)
     for _ in range(_SWEEPS if targets.rectified else 0):
@@ -126,6 +134,7 @@ def refit(
         layer.bias.copy_(new[:, -1])
         new = new[:, :-1]
     layer.weight.copy_(new.reshape(layer.weight.shape))
+    return True
 
 
 def _factored(system: Tensor) -> Callable[[Tensor], Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ...errors import UserError
 from ...passes.implant import Rows, implant
 from ...passes.implant_form import Implants
 from ...passes.labels.selection import Keep, check_keep, kept_positions
@@ -53,7 +54,8 @@ def reconstruct(
     pile up from block to block. Where a ReLU follows, everything below zero is as good as anything else below zero
     (Zhang et al. 2016, arXiv:1505.06798): such targets follow the prediction, and the layer is solved for again.
 
-    Layers whose shape hides which outputs belong together (grouped, transposed and 3-d convolutions) stay as they are.
+    Layers whose shape hides which outputs belong together (grouped, transposed and 3-d convolutions), whose weights
+    are shared or frozen stay as they are, and so do frozen biases.
 
     Args:
         dense: The network before pruning.
@@ -67,6 +69,9 @@ def reconstruct(
         free: By name of a weight, bool of its shape: where it may change. A layer without any is left as it is.
         seed: Of the positions that are drawn where an image has more than are needed.
         progress: Told `progress(done, total)` after every layer.
+
+    Raises:
+        UserError: A value that a layer reads or should give is NaN or infinite.
 
     Returns:
         A new program. Batch-norm statistics are those of before; re-estimate them.
@@ -107,7 +112,13 @@ def reconstruct(
             if tail is not None and node.name in after:
                 skips = list(zip(remaining(wanted.value(tail.other)), found.value(tail.other), strict=True))
             targets = Targets(remaining(outputs), tail, skips)
-            refit(layer, inputs, targets, ridge, generator, mask)  # type: ignore[arg-type]
+            if not refit(layer, inputs, targets, ridge, generator, mask):  # type: ignore[arg-type]
+                raise UserError(
+                    "a layer reads, or should compute, values that are not finite",
+                    where=str(node.target),
+                    why="least squares takes finite numbers",
+                    hint="look for NaN in the data and for values that overflow in the network",
+                )
             if progress:
                 progress(done, len(layers))
     return refitted
@@ -123,13 +134,31 @@ def _affordable(program: Program) -> int:
 
 
 def refittable(program: Program, node: fx.Node) -> bool:
-    """Whether a node is the only call of a layer whose outputs are one linear map of patches of its input."""
-    if node.op != "call_module" or sum(other.target == node.target for other in program.graph.nodes) > 1:
+    """Whether a node is a layer whose outputs are one linear map of patches of its input.
+
+    Nothing else may read its weight (a second call, a tied layer, an operation), and it may not be frozen.
+    """
+    if node.op != "call_module":
         return False
     layer = program.graph_module.get_submodule(str(node.target))
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros"
-    return isinstance(layer, nn.Linear)
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or not layer.weight.requires_grad:
+        return False
+    if sum(layer.weight is tensor for tensor in _read_tensors(program)) > 1:
+        return False
+    return isinstance(layer, nn.Linear) or (layer.groups == 1 and layer.padding_mode == "zeros")
+
+
+def _read_tensors(program: Program) -> Iterator[Tensor]:
+    """The parameters that nodes read: one as often as there are readers."""
+    module = program.graph_module
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            yield from module.get_submodule(str(node.target)).parameters()
+        elif node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            value = getattr(module.get_submodule(owner), name, None)
+            if isinstance(value, Tensor):
+                yield value
 
 
 def _layer(rows: Mapping[str, Rows], node: fx.Node) -> str:

@@ -82,7 +82,7 @@ class Levels:
                     distinct, np.zeros((*(len(sizes[place]) for place in distinct), len(columns)))
                 )
                 grid = np.array(list(product(*(sizes[place] for place in distinct))), dtype=np.int64)
-                at = grid.reshape(-1, len(distinct))[:, [distinct.index(place) for place in places]]
+                at = grid.reshape(len(grid), len(distinct))[:, [distinct.index(place) for place in places]]
                 values[..., number] += term.value(at).reshape(values.shape[:-1])
         constant = constant + sum((v for places, v in merged.items() if not places), np.zeros(len(columns)))
         terms = tuple(LevelTerm(places, values) for places, values in merged.items() if places)

@@ -86,3 +86,11 @@ def test_broken_statistics_are_repaired() -> None:
 def test_an_empty_loader_is_named() -> None:
     with pytest.raises(UserError, match="no batch"):
         reestimate_batch_norm(capture(*NETS["resnet_a"]()), [])
+
+
+def test_statistics_of_data_that_are_not_finite_are_refused() -> None:
+    program = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 4, 4))
+    x = torch.randn(8, 3, 4, 4)
+    x[5, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        reestimate_batch_norm(program, [(x, torch.zeros(8))])

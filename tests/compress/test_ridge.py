@@ -202,3 +202,54 @@ def test_weights_that_may_not_change_stay_and_the_others_solve_their_own_regress
             wanted = torch.cat([_out(program, x)[:, row], strength * old])
             solution = torch.linalg.lstsq(equations, wanted[:, None]).solution.squeeze(1)
             torch.testing.assert_close(torch.cat([found.weight[row], found.bias[row, None]])[index], solution)
+
+
+class _Tied(nn.Module):
+    """Two layers with one weight, and one called by its product as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.head = (nn.Linear(*s) for s in ((5, 8), (8, 8), (8, 8), (8, 3)))
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(self.first(x).relu()).relu()).relu())
+
+
+def test_a_weight_that_two_layers_share_is_left_as_it_is_by_least_squares() -> None:
+    torch.manual_seed(4)
+    program, _, loader = _program(_Tied(), 5)
+    group = program.groups[0].name
+    keep = {group: range(6)}
+    smaller = apply(program, keep)
+    settings = HealSettings(method="ridge")
+    healed = heal(smaller, loader, lambda y, _: y.square().mean(), teacher=program, keep=keep, settings=settings)
+    found = dict(healed.starts["reconstructed"].module().named_parameters())
+    shared = [name for name in found if name in {"a.weight", "b.weight"}]
+    before = dict(smaller.module().named_parameters())
+    assert shared and all(torch.equal(found[name], before[name]) for name in shared)
+    assert not torch.equal(found["head.weight"], before["head.weight"])
+
+
+def test_frozen_weights_and_biases_stay() -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    model[2].bias.requires_grad_(False)
+    model[4].weight.requires_grad_(False)
+    program, _, loader = _program(model, 5)
+    keep = {"0": range(6)}
+    smaller = apply(program, keep)
+    found = dict(reconstruct(program, smaller, keep, loader).module().named_parameters())
+    before = dict(smaller.module().named_parameters())
+    assert torch.equal(found["2.bias"], before["2.bias"]) and not torch.equal(found["2.weight"], before["2.weight"])
+    assert torch.equal(found["4.weight"], before["4.weight"]) and torch.equal(found["4.bias"], before["4.bias"])
+
+
+def test_data_that_are_not_finite_are_refused() -> None:
+    torch.manual_seed(6)
+    program, x, _ = _program(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), 5)
+    x[3, 2] = float("nan")
+    keep = {"0": range(6)}
+    with pytest.raises(UserError, match="not finite") as refused:
+        reconstruct(program, apply(program, keep), keep, [(x, torch.zeros(SAMPLES))])
+    assert refused.value.where == "0"

@@ -301,3 +301,35 @@ def test_reconstruction_is_the_default_and_beats_updates_by_gradients(program):
     assert loss_of(found.program) < min(others)
     with pytest.raises(UserError, match="needs data"):
         sparsify(program, None)
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = (torch.nn.Linear(16, n) for n in (16, 16, 4))
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x).relu()).relu())
+
+
+@pytest.mark.parametrize(
+    "options", [{"sparsity": 0.7}, {"pattern": "2:4"}, {"sparsity": 0.7, "ignore": ("a.weight", "b.weight")}]
+)
+def test_weights_that_two_layers_share_keep_their_zeros_when_layers_are_refitted(options):
+    tied = capture(Tied().eval(), (torch.zeros(2, 16),)).eval()
+    data = [(torch.randn(32, 16), torch.zeros(32, dtype=torch.long)) for _ in range(4)]
+    sparse = sparsify(tied, data, settings=SparsifySettings(stages=2, refit_samples=128, **options)).program
+    before, after = (dict(p.module().named_parameters())["a.weight"] for p in (tied, sparse))
+    if "ignore" in options:
+        assert torch.equal(before, after)
+    else:
+        assert float((after == 0).float().mean()) > 0.45
+        if "pattern" in options:
+            assert holds_pattern(after, 2, 4)
+
+
+@pytest.mark.parametrize("macs", [0.0, 1.0, 2.0])
+def test_a_share_of_multiply_adds_that_is_none_is_refused(program, macs):
+    with pytest.raises(UserError, match="macs must lie"):
+        run(program, macs=macs)

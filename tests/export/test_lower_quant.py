@@ -181,3 +181,26 @@ def test_a_grid_that_onnx_lacks_is_refused():
     grid = dataclasses.replace(ORT_CPU.scheme.activation, bits=6)
     with pytest.raises(UnsupportedError, match="no ONNX form"):
         lower_program(quantised(net, x, dataclasses.replace(ORT_CPU.scheme, activation=grid)), ORT_CPU)
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.head = nn.Conv2d(3, 4, 1), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.conv(x).relu().flatten(1)
+        return self.head(torch.relu(self.a(torch.relu(self.a(x)))))
+
+
+def test_a_linear_layer_that_is_called_twice_has_a_bias_for_each_call():
+    x = torch.randn(64, 3, 2, 2)
+    program = quantised(CalledTwice().eval(), x, SCHEMES["integer tail"])
+    model = lower_program(program, ORT_CPU).model
+    biases = [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT32 and "bias" in t.name]
+    assert len([name for name in biases if name.startswith("a")]) == 2
+    assert len(set(biases)) == len(biases)
+    with torch.no_grad():
+        wanted = program.module()(x).numpy()
+    error = np.abs(outputs(model, x, literal=True) - wanted).max(axis=1) / np.ptp(wanted)
+    assert np.median(error) < 1e-5

@@ -66,3 +66,30 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
     code, _, err = secateur("sparsify", tiny_recipe(tmp_path), "--force", "-o", tmp_path, "-q")
     assert code == 2
     assert "not empty" in err
+
+
+def test_an_earlier_result_is_replaced_whole_and_stays_where_the_new_one_fails(tmp_path, monkeypatch):
+    from secateur.tools import sparsify as command
+
+    recipe, out = tiny_recipe(tmp_path), tmp_path / "out"
+    assert secateur("sparsify", recipe, "--sparsity", "0.5", *FAST, "-o", out)[0] == 0
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+    def fails(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "export", fails)
+        secateur("sparsify", recipe, "--sparsity", "0.8", *FAST, "-o", out, "--force")
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+    assert secateur("sparsify", recipe, "--sparsity", "0.8", *FAST, "-o", out, "--force")[0] == 0
+    assert json.loads((out / "sparsify.json").read_text())["zeros"] > json.loads(before[out / "sparsify.json"])["zeros"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == []
+
+
+def test_check_of_its_folder_says_where_the_artifact_is(tmp_path):
+    recipe, out = tiny_recipe(tmp_path), tmp_path / "out"
+    assert secateur("sparsify", recipe, "--sparsity", "0.5", *FAST, "-o", out)[0] == 0
+    code, _, err = secateur("check", out)
+    assert code == 2
+    assert f"secateur check {out / 'artifact'}" in err.replace("\n", "")
