@@ -28,6 +28,7 @@ from .passes.capture import capture as _capture
 from .passes.mask import mask as _mask
 from .passes.program import Program
 from .passes.prune import apply as _apply
+from .validation import settings_of
 
 Keep = Mapping[str, Sequence[int]]
 
@@ -181,6 +182,9 @@ def heal(
         metric: One score per sample.
         progress: Called as `progress(done, total, **info)`.
         settings: Fields of `HealSettings` (`epochs`, `lr`, …).
+
+    Raises:
+        UserError: A setting is unknown or cannot be used, or the method needs a teacher and a plan.
     """
     result = _heal(
         program,
@@ -189,7 +193,7 @@ def heal(
         teacher=teacher,
         keep=plan.keep() if plan is not None else None,
         implants=plan.implants() if plan is not None else None,
-        settings=HealSettings(**settings),
+        settings=settings_of(HealSettings, settings, where="heal"),
         validation=validation,
         metric=metric,
         progress=progress,

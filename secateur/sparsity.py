@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from . import inputs
 from .compress.data import Loader, LossFn
 from .compress.heal.evaluate import cross_entropy, evaluate
@@ -16,7 +14,7 @@ from .compress.quantize import quantize
 from .compress.sparsify import SparsifyResult
 from .compress.sparsify import sparsify as _sparsify
 from .compress.sparsify_settings import SparsifySettings
-from .errors import UserError, did_you_mean
+from .errors import UserError
 from .export.targets import TARGETS
 from .passes.program import Program
 from .progress import Reporter
@@ -24,6 +22,7 @@ from .recipe import Recipe
 from .recipe_file import load_recipe, parse_recipe, read_yaml
 from .run_directory import RunDirectory
 from .steps import PROGRAM, STEPS
+from .validation import settings_of
 
 _SOURCES = ("heal", "apply", "capture")
 """Steps of a run whose program may be sparsified, latest first."""
@@ -66,19 +65,7 @@ def sparsify_settings(options: Mapping[str, Any]) -> SparsifySettings:
     Raises:
         UserError: An option is unknown or has a value that it cannot have.
     """
-    for name in options:
-        if name not in SparsifySettings.model_fields:
-            raise UserError(
-                f"unknown option {name!r}{did_you_mean(name, SparsifySettings.model_fields)}",
-                where="sparsify",
-                hint=f"there is: {', '.join(SparsifySettings.model_fields)}",
-            )
-    try:
-        return SparsifySettings.model_validate(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(("sparsify", *(str(part) for part in first["loc"][:1])))
-        raise UserError(f"{first['input']!r} cannot be used: {first['msg']}", where=where) from None
+    return settings_of(SparsifySettings, options, where="sparsify")
 
 
 class SparsifyJob:

@@ -1,13 +1,15 @@
-"""Says what is wrong with a document that pydantic refused, and which key was probably meant."""
+"""Says what is wrong with a document or options that pydantic refused, and which key was probably meant."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import did_you_mean
+from .errors import UserError, did_you_mean
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -41,3 +43,24 @@ def known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             return []
         section = nested[0]
     return list(section.model_fields)
+
+
+def settings_of(model: type[Settings], options: Mapping[str, Any], *, where: str) -> Settings:
+    """Settings from the keyword arguments of a public function.
+
+    Raises:
+        UserError: An option is unknown or has a value that it cannot have.
+    """
+    for name in options:
+        if name not in model.model_fields:
+            raise UserError(
+                f"unknown option {name!r}{did_you_mean(name, model.model_fields)}",
+                where=where,
+                hint=f"there is: {', '.join(model.model_fields)}",
+            )
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join((where, *(str(part) for part in first["loc"][:1])))
+        raise UserError(f"{first['input']!r} cannot be used: {first['msg']}", where=key) from None

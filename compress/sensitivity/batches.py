@@ -52,7 +52,7 @@ def read_batches(loader: Loader | None, samples: int, program: Program, device: 
             return batches
     if not batches:
         raise UserError(
-            "the loader is empty", where="rank", why="it yielded no batch", hint="check the data path and split"
+            "the loader is empty", where="data", why="it yielded no batch", hint="check the data path and split"
         )
     return batches
 
