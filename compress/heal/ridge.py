@@ -91,7 +91,8 @@ def reconstruct(
         source, outputs = "", []
         for done, node in enumerate(sorted(layers, key=lambda node: order[node.name]), start=1):
             mask = (free or {}).get(f"{node.target}.weight")
-            if mask is not None and not bool(mask.any()):
+            frozen = not refitted.graph_module.get_parameter(f"{node.target}.weight").requires_grad
+            if frozen or (mask is not None and not bool(mask.any())):
                 continue
             # A layer and the implant beside it, which comes next, are fitted to outputs of the same dense layer.
             if _layer(rows, node) != source:
@@ -136,12 +137,12 @@ def _affordable(program: Program) -> int:
 def refittable(program: Program, node: fx.Node) -> bool:
     """Whether a node is a layer whose outputs are one linear map of patches of its input.
 
-    Nothing else may read its weight (a second call, a tied layer, an operation), and it may not be frozen.
+    Nothing else may read its weight: a second call, a tied layer, an operation.
     """
     if node.op != "call_module":
         return False
     layer = program.graph_module.get_submodule(str(node.target))
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) or not layer.weight.requires_grad:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
         return False
     if sum(layer.weight is tensor for tensor in _read_tensors(program)) > 1:
         return False
