@@ -21,6 +21,9 @@ _EQUATIONS_PER_WEIGHT = 64
 _PATCH_ELEMENTS = 1 << 24
 """Patches of so many numbers are unfolded at a time."""
 
+_FACTOR_ELEMENTS = 1 << 27
+"""Numbers of the factors that are kept while a sparse layer is solved for: 1 GiB."""
+
 _SWEEPS = 2
 """How often a layer in front of a ReLU is solved for again, with targets below zero set to what it predicts."""
 
@@ -144,15 +147,27 @@ def _factored(system: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _restricted(system: Tensor, free: Tensor) -> Callable[[Tensor], Tensor]:
-    """Solves right sides [rows, width], each in its free unknowns alone; the others are zero."""
+    """Solves right sides [rows, width], each in its free unknowns alone; the others are zero.
+
+    Every row has a matrix of its own. They are kept between calls as far as memory allows.
+    """
+    indices = [mask.nonzero().squeeze(1) for mask in free]
+    kept: dict[int, Tensor] = {}
+    left = _FACTOR_ELEMENTS
 
     def solve(right: Tensor) -> Tensor:
+        nonlocal left
         found = torch.zeros_like(right)
-        for row, mask in enumerate(free):
-            index = mask.nonzero().squeeze(1)
-            if len(index):
+        for row, index in enumerate(indices):
+            if not len(index):
+                continue
+            root = kept.get(row)
+            if root is None:
                 root = torch.linalg.cholesky(system[index[:, None], index])
-                found[row, index] = torch.cholesky_solve(right[row, index, None], root).squeeze(1)
+                if root.numel() <= left:
+                    kept[row] = root
+                    left -= root.numel()
+            found[row, index] = torch.cholesky_solve(right[row, index, None], root).squeeze(1)
         return found
 
     return solve
