@@ -19,7 +19,7 @@ from ..data import Loader
 from ..sensitivity.batches import read_batches
 from .device import device_of
 from .lockstep import Lockstep, schedule
-from .refit import Targets, refit
+from .refit import Layer, Targets, refit
 from .tail import tails_of
 
 _VALUE_BYTES = 1 << 30
@@ -100,6 +100,7 @@ def reconstruct(
                 outputs = wanted.outputs_of(callers[source])
             inputs = found.inputs_of(node.name)
             layer = refitted.graph_module.get_submodule(str(node.target))
+            assert isinstance(layer, Layer)
             kept = rows[str(node.target)].index if str(node.target) in rows else None
 
             def remaining(values: list[Tensor], layer: Any = layer, kept: Any = kept) -> list[Tensor]:
@@ -113,7 +114,7 @@ def reconstruct(
             if tail is not None and node.name in after:
                 skips = list(zip(remaining(wanted.value(tail.other)), found.value(tail.other), strict=True))
             targets = Targets(remaining(outputs), tail, skips)
-            if not refit(layer, inputs, targets, ridge, generator, mask):  # type: ignore[arg-type]
+            if not refit(layer, inputs, targets, ridge, generator, mask):
                 raise UserError(
                     "a layer reads, or should compute, values that are not finite",
                     where=str(node.target),
@@ -142,7 +143,7 @@ def refittable(program: Program, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     layer = program.graph_module.get_submodule(str(node.target))
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+    if not isinstance(layer, Layer):
         return False
     if sum(layer.weight is tensor for tensor in _read_tensors(program)) > 1:
         return False

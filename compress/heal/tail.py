@@ -61,8 +61,7 @@ def tails_of(program: Program, layers: Sequence[fx.Node], known: Collection[str]
 
 def tail_of(program: Program, node: fx.Node, *, sums: bool = True) -> Tail:
     """What follows a convolution or linear layer, as far as each value has one reader; up to a sum if not `sums`."""
-    layer = program.graph_module.get_submodule(str(node.target))
-    channels = int(layer.weight.shape[0])  # type: ignore[union-attr]
+    channels = len(program.graph_module.get_parameter(f"{node.target}.weight"))
     scale = torch.ones(channels, dtype=torch.float64)
     shift, other, value = torch.zeros(channels, dtype=torch.float64), "", node
     while (reader := _only_reader(value)) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import fx
 
 from ...passes.blocks import Block, drop_blocks
@@ -71,7 +70,7 @@ def _parts(made: Implanted, path: str) -> list[str]:
 
 
 def _weights(program: Program, path: str) -> int:
-    return int(np.prod(program.graph_module.get_submodule(path).weight.shape))  # type: ignore[union-attr]
+    return program.graph_module.get_parameter(f"{path}.weight").numel()
 
 
 def _kind(program: Program, block: Block) -> tuple[str, ...]:
