@@ -42,7 +42,8 @@ def test_layer_times_are_cached(planned):
 def test_the_frontier_is_printed_and_kept(planned):
     folder, (_, out, _), _ = planned
     found = Frontier.load(folder / "run" / "03-plan" / "frontier.json")
-    assert found.varied == "latency" and len(found.points) > 1
+    # How many points there are depends on measured times; test_planner_latency.py tests it on times that are given.
+    assert found.varied == "latency" and found.points
     assert "latency at batch 2" in out and "groups cut" in out
 
 
