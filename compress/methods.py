@@ -24,6 +24,7 @@ class MethodInfo:
         uses_gradient: Whether the first-order term is worth its while by default: away from a minimum.
         needs_data: Whether it takes gradients.
         refits: Whether layers are refitted to the dense network by default.
+        options: Options that it reads besides those of all methods that take gradients; see `sparsify_options`.
     """
 
     solve: Callable[[Stage, Solver], Tensor]
@@ -32,6 +33,7 @@ class MethodInfo:
     uses_gradient: bool = False
     needs_data: bool = True
     refits: bool = False
+    options: tuple[str, ...] = ()
 
 
 def _chita(stage: Stage, solver: Solver) -> Tensor:
@@ -47,12 +49,14 @@ def _largest(stage: Stage, _: Solver) -> Tensor:
 
 METHODS: Mapping[str, MethodInfo] = {
     "reconstruct": MethodInfo(_largest, stages=4, needs_data=False, refits=True),
-    "chita-bso": MethodInfo(lambda stage, _: _chita(stage, "bso")),
-    "chita-cd": MethodInfo(lambda stage, _: _chita(stage, "cd")),
-    "chita": MethodInfo(lambda stage, _: _chita(stage, "iht")),
-    "chita++": MethodInfo(_chita, stages=15, uses_gradient=True),
-    "cbs": MethodInfo(lambda stage, _: cbs.prune(stage)),
-    "m-fac": MethodInfo(lambda stage, _: mfac.prune(stage), stages=16, schedule="geometric"),
+    "chita-bso": MethodInfo(lambda stage, _: _chita(stage, "bso"), options=("model", "first_order", "block_size")),
+    "chita-cd": MethodInfo(lambda stage, _: _chita(stage, "cd"), options=("model", "first_order")),
+    "chita": MethodInfo(lambda stage, _: _chita(stage, "iht"), options=("model", "first_order")),
+    "chita++": MethodInfo(
+        _chita, stages=15, uses_gradient=True, options=("model", "first_order", "block_size", "solver")
+    ),
+    "cbs": MethodInfo(lambda stage, _: cbs.prune(stage), options=("first_order",)),
+    "m-fac": MethodInfo(lambda stage, _: mfac.prune(stage), stages=16, schedule="geometric", options=("block_size",)),
     "magnitude": MethodInfo(_largest, needs_data=False),
-    "woodfisher": MethodInfo(lambda stage, _: woodfisher.prune(stage)),
+    "woodfisher": MethodInfo(lambda stage, _: woodfisher.prune(stage), options=("block_size",)),
 }

@@ -13,6 +13,7 @@ from .compress.heal.heal import heal
 from .compress.quantize import quantize
 from .compress.sparsify import SparsifyResult
 from .compress.sparsify import sparsify as _sparsify
+from .compress.sparsify_options import options_of, unread
 from .compress.sparsify_settings import SparsifySettings
 from .errors import UserError
 from .export.targets import TARGETS
@@ -34,7 +35,7 @@ def sparsify(
     loss: LossFn | None = None,
     *,
     method: str = "reconstruct",
-    sparsity: float = 0.7,
+    sparsity: float | None = None,
     progress: Any = None,
     **options: Any,
 ) -> Program:
@@ -48,14 +49,17 @@ def sparsify(
         loss: `loss(output, target)`, a scalar mean; cross entropy if None.
         method: `reconstruct`, `chita++`, `chita`, `chita-bso`, `chita-cd`, or a baseline: `magnitude`, `woodfisher`,
             `cbs`, `m-fac`.
-        sparsity: Share of the weights of convolutions and linear layers that become zero.
+        sparsity: Share of the weights of convolutions and linear layers that become zero; 0.7 if neither it nor a
+            `pattern`, which has a share of its own, is given.
         progress: Called as `progress(done, total, stage=…, …)`.
         options: Other fields of `SparsifySettings`: `pattern="2:4"`, `scope`, `block`, `macs`, `samples`, `ridge`, …
 
     Raises:
-        UserError: Options that make no sense, or weights, gradients or data that cannot be used.
+        UserError: Options that make no sense, or that the method does not read, or weights, gradients or data that
+            cannot be used.
     """
-    settings = sparsify_settings({"method": method, "sparsity": sparsity, **options})
+    asked = {} if sparsity is None else {"sparsity": sparsity}
+    settings = sparsify_settings({"method": method, **asked, **options})
     return _sparsify(program, loader, loss or cross_entropy, settings=settings, progress=progress).program
 
 
@@ -63,9 +67,19 @@ def sparsify_settings(options: Mapping[str, Any]) -> SparsifySettings:
     """Settings from options.
 
     Raises:
-        UserError: An option is unknown or has a value that it cannot have.
+        UserError: An option is unknown, has a value that it cannot have, or would do nothing.
     """
-    return settings_of(SparsifySettings, options, where="sparsify")
+    settings = settings_of(SparsifySettings, options, where="sparsify")
+    idle = unread(settings, options)
+    if idle:
+        without = f"leave {'it' if len(idle) == 1 else 'them'} out"
+        raise UserError(
+            f"method {settings.method} does not read {', '.join(idle)}",
+            where="sparsify",
+            why="; ".join(dict.fromkeys(idle.values())),
+            hint=f"{without}; with {settings.method} there is: {', '.join(options_of(settings.method))}",
+        )
+    return settings
 
 
 class SparsifyJob:

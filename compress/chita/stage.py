@@ -88,7 +88,7 @@ class Stream:
     def __init__(self, loader: Loader, program: Program, device: torch.device) -> None:
         """Args: device: Where the network runs."""
         self._loader, self._program, self._device = loader, program, device
-        self._passes = 0
+        self._passes, self._seen = 0, False
         self._open: Iterator[Any] | None = None
 
     def take(self, samples: int) -> list[Batch]:
@@ -107,11 +107,12 @@ class Stream:
                 self._open = iter(self._loader)
             first = next(self._open, None)
             if first is None:
-                if self._passes == 0 and not taken:
+                if not self._seen:
                     read_batches((), samples, self._program, self._device)  # says that the loader is empty
                 self._open = None
                 self._passes += 1
                 continue
+            self._seen = True
             taken += read_batches(itertools.chain((first,), self._open), left, self._program, self._device)
         return taken
 

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 
 from secateur.compress.chita import stage as stages
 from secateur.compress.chita.backsolve import Path
 from secateur.compress.chita.constraints import TopK
 from secateur.compress.chita.data_matrix import StoredMatrix
 from secateur.compress.chita.problem import Problem
-from secateur.compress.chita.stage import RATES, RIDGES, Stage, tune
+from secateur.compress.chita.stage import RATES, RIDGES, Stage, Stream, tune
 from secateur.compress.chita.variables import Variable, Variables
+from secateur.passes.capture import capture
 
 
 def newton_stage() -> Stage:
@@ -45,3 +47,9 @@ def test_without_moves_that_keep_the_gradient_weight_the_search_stops_short(monk
     whole = min(tune(stage).losses.values())
     monkeypatch.setattr(stages, "_MOVES", ((1, 0), (-1, 0), (0, 1), (0, -1)))
     assert min(tune(stage).losses.values()) > 2 * whole
+
+
+def test_a_stage_that_began_where_the_data_ended_called_the_loader_empty():
+    program = capture(nn.Linear(3, 2).eval(), (torch.zeros(2, 3),))
+    stream = Stream([(torch.zeros(8, 3), torch.zeros(8, dtype=torch.long))], program, torch.device("cpu"))
+    assert [sum(batch.size for batch in stream.take(8)) for _ in range(3)] == [8, 8, 8]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from secateur.compress.chita.nm import holds_pattern
 from secateur.passes.program import Program
 
-FAST = ("--option", "samples=64", "--option", "holdout=64", "--option", "stages=2", "-q")
+FAST = ("--option", "refit_samples=64", "--option", "stages=2", "-q")
 
 
 def test_two_of_four_is_healed_quantised_and_exported(tmp_path):
@@ -51,6 +51,8 @@ def test_the_network_of_a_run_is_sparsified_and_a_table_is_printed(tmp_path):
         (("--method", "chitta"), "cannot be used"),
         (("--option", "sample=3"), "did you mean samples?"),
         (("--option", "samples=many"), "cannot be used"),
+        (("--option", "samples=64"), "method reconstruct does not read samples"),
+        (("--method", "magnitude", "--option", "solver=cd"), "method magnitude does not read solver"),
         (("--pattern", "2to4"), "written N:M"),
     ],
 )
