@@ -1,5 +1,6 @@
 """What every test gets: one thread, fixed seeds, a cache of its own, and real data where there is some."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     # So do the commands that tests start: two busy threads on cores that others use wait for each other for minutes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with contextlib.suppress(ImportError):
+        from hypothesis import HealthCheck, settings
+
+        # No verdict on how fast examples are drawn or run: a busy machine would be a failure.
+        settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("any machine")
     # Weights that the demo trains are kept between test runs, but not in the user's own cache.
     if not os.environ.get("SECATEUR_CACHE") and (cache := getattr(config, "cache", None)):
         os.environ["SECATEUR_CACHE"] = str(cache.mkdir("secateur"))

@@ -43,7 +43,7 @@ def work(number: int, folder: str) -> None:
 def test_two_processes_give_what_one_gives(tmp_path):
     workers = [subprocess.Popen([sys.executable, __file__, str(number), str(tmp_path)]) for number in range(2)]
     try:
-        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

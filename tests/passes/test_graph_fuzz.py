@@ -79,6 +79,7 @@ def random_keep(program: Program, rng: np.random.Generator) -> dict[str, np.ndar
     }
 
 
+@pytest.mark.timeout(3600)
 @settings(max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_apply_equals_mask_on_random_networks(data: st.DataObject, seed: int) -> None:
