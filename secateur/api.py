@@ -28,6 +28,7 @@ from .passes.capture import capture as _capture
 from .passes.mask import mask as _mask
 from .passes.program import Program
 from .passes.prune import apply as _apply
+from .unread import idle_in_ridge, ridge_trains_nothing
 from .validation import settings_of
 
 Keep = Mapping[str, Sequence[int]]
@@ -184,8 +185,11 @@ def heal(
         settings: Fields of `HealSettings` (`epochs`, `lr`, …).
 
     Raises:
-        UserError: A setting is unknown or cannot be used, or the method needs a teacher and a plan.
+        UserError: A setting is unknown, cannot be used or would do nothing, or the method needs a teacher and a plan.
     """
+    idle = idle_in_ridge(settings)
+    if idle:
+        raise ridge_trains_nothing(idle, where="heal")
     result = _heal(
         program,
         loader,

@@ -17,6 +17,7 @@ from .export.targets import TARGETS
 from .export.tensorrt.settings import EngineSettings
 from .factory import DataSpec
 from .gates import Gates
+from .passes.implant_form import RANKED
 
 
 class Section(BaseModel):
@@ -135,6 +136,24 @@ class PlanSpec(Section):
         if self.ni_ratio == "auto" and self.implant in ("none", "center"):
             raise ValueError(
                 "plan.ni_ratio: auto chooses how many implants there are; give their form: implant: pointwise"
+            )
+        if self.by != "structured-chita" and self.structured != StructuredSettings():
+            raise ValueError(
+                f"plan.structured is read by plan.by: structured-chita alone, not by {self.by}; take "
+                "by: structured-chita, or leave plan.structured out"
+            )
+        idle = [
+            name
+            for name in ("ni_ratio", "implant_rank", "implant_init")
+            if self.implant == "none" and getattr(self, name) != PlanSpec.model_fields[name].default
+        ]
+        if idle:
+            names = ", ".join(f"plan.{name}" for name in idle)
+            raise ValueError(f"{names}: there are no implants; give their form: implant: pointwise")
+        if self.implant_rank is not None and self.implant not in RANKED:
+            raise ValueError(
+                f"plan.implant_rank: implants of the form {self.implant} have no rank; "
+                f"leave it out, or take {', '.join(RANKED)}"
             )
         if self.jointly:
             for asked, key, remedy in (

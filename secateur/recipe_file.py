@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from .compress.sensitivity.rank import METHODS, options_of
 from .errors import UserError
-from .recipe import RankSpec, Recipe
+from .recipe import Recipe
+from .unread import leave_out, tell_unread
 from .validation import explain
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -30,9 +30,9 @@ def load_recipe(
 
     Args:
         path: YAML file.
-        overrides: Values by dotted key (`budget.macs`), which replace those of the file. Another `rank.method`
-            leaves out the options of the file's method.
-        note: Told what was left out.
+        overrides: Values by dotted key (`budget.macs`), which replace those of the file. Another `rank.method`,
+            `plan.by`, … leaves out options of the file's.
+        note: Told what was left out, and what is not read.
 
     Raises:
         UserError: The file cannot be read, is not YAML, or a key or value in it is wrong.
@@ -44,10 +44,12 @@ def load_recipe(
             "a recipe must be a mapping", where=str(path), why=f"it holds {type(raw).__name__}", hint="secateur init"
         )
     overrides = overrides or {}
-    _leave_out_options(raw, overrides, note)
+    leave_out(raw, overrides, note)
     for key, value in overrides.items():
         _override(raw, key.split("."), value, key)
-    return parse_recipe(_resolve(raw, path.resolve().parent, str(path)), where=str(path))
+    recipe = parse_recipe(_resolve(raw, path.resolve().parent, str(path)), where=str(path))
+    tell_unread(recipe, raw, overrides, note)
+    return recipe
 
 
 def parse_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
@@ -97,20 +99,6 @@ def write_yaml(data: Any, path: Path) -> None:
     yaml.width = 120
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(data, file)
-
-
-def _leave_out_options(raw: dict[str, Any], overrides: Mapping[str, Any], note: Callable[[str], None]) -> None:
-    """Takes options of the recipe's ranking method out of it that the method which replaces it does not have."""
-    section, method = raw.get("rank"), overrides.get("rank.method")
-    if not isinstance(section, dict) or not isinstance(method, str):
-        return
-    before = section.get("method", RankSpec().method)
-    if before not in METHODS or method not in METHODS:
-        return  # what is wrong is said when the recipe is checked
-    foreign = [name for name in section if name in options_of(before) and name not in options_of(method)]
-    for name in foreign:
-        note(f"rank.{name} of the recipe is left out: it is an option of {before}, not of {method}")
-    raw["rank"] = {name: value for name, value in section.items() if name not in foreign}
 
 
 def _override(raw: dict[str, Any], keys: Sequence[str], value: Any, whole: str) -> None:

@@ -63,4 +63,6 @@ def settings_of(model: type[Settings], options: Mapping[str, Any], *, where: str
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join((where, *(str(part) for part in first["loc"][:1])))
+        if not first["loc"]:  # of the settings together
+            raise UserError(first["msg"].removeprefix("Value error, "), where=where) from None
         raise UserError(f"{first['input']!r} cannot be used: {first['msg']}", where=key) from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainSettings(BaseModel):
@@ -53,6 +53,21 @@ class TrainSettings(BaseModel):
     channels_last: bool = True
     seed: int = Field(default=0, ge=0, lt=2**63)
 
+    @model_validator(mode="after")
+    def _everything_is_used(self) -> Self:
+        if self.schedule != "step":
+            self._idle(("milestones", "gamma"), f"schedule {self.schedule}", "take schedule: step")
+        if self.optimizer != "sgd":
+            self._idle(("momentum", "nesterov"), f"optimizer {self.optimizer}", "take optimizer: sgd")
+        return self
+
+    def _idle(self, names: tuple[str, ...], reader: str, remedy: str) -> None:
+        """Refuses settings that are not read, unless they are what they are by themselves."""
+        changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if changed:
+            without = f"leave {'it' if len(changed) == 1 else 'them'} out"
+            raise ValueError(f"{', '.join(changed)}: not read by {reader}; {without}, or {remedy}")
+
     def steps(self, steps_per_epoch: int) -> int:
         """Number of optimiser steps."""
         total = math.ceil(self.epochs * steps_per_epoch)
@@ -72,6 +87,12 @@ class HealSettings(TrainSettings):
     method: Literal["train", "ridge", "both"] = "train"
     reconstruct_samples: int = Field(default=1024, ge=1)
     ridge: float = Field(default=1e-3, gt=0.0)
+
+    @model_validator(mode="after")
+    def _repairs_are_used(self) -> Self:
+        if self.method == "train":
+            self._idle(("reconstruct_samples", "ridge"), "method train", "take method: ridge or both")
+        return self
 
     def training(self) -> HealSettings:
         """What is left to train: nothing for method `ridge`."""

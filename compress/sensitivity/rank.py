@@ -31,6 +31,9 @@ METHODS: Mapping[str, Callable[..., Sensitivity]] = {
 }
 """Estimators by name: `estimate(request, **options) -> Sensitivity`; keyword-only arguments are their own options."""
 
+_WITHOUT_DATA = frozenset({"bn-scale", "magnitude", "random"})
+_WITH_PROBES = frozenset({"ehap", "hap"})
+
 
 def rank(
     program: Program,
@@ -65,6 +68,11 @@ def rank(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{name} must be a whole number, at least {least}, not {value!r}", where=f"rank.{name}")
     return METHODS[method](Request(program, loader, loss, seed, samples, probes, progress), **options)
+
+
+def reads(method: str) -> tuple[str, ...]:
+    """Which of `samples` and `probes`, which every method takes, a method reads."""
+    return ("samples",) * (method not in _WITHOUT_DATA) + ("probes",) * (method in _WITH_PROBES)
 
 
 def options_of(method: str) -> dict[str, Any]:
