@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from ...errors import Refused, UserError, did_you_mean
 from ...passes.program import Program
@@ -22,6 +23,8 @@ _LAYERS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+_RECURRENT = ("lstm", "gru", "rnn")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Variables:
 
     Attributes:
         items: The tensors.
-        refused: Weights of such layers that stay as they are, and why, by name.
+        refused: Weights that stay as they are, and why, by name; also those of other layers.
     """
 
     items: tuple[Variable, ...]
@@ -128,7 +131,8 @@ def find_variables(program: Program, ignore: Sequence[str] = ()) -> Variables:
     }
     found = {name: weight for name, weight in module.named_parameters() if id(weight) in axes}
     aliases = {name: weight for name, weight in module.named_parameters(remove_duplicate=False) if id(weight) in axes}
-    refused = _refused(found, aliases, ignore)
+    others = _others(program, found)
+    refused = _refused(found, aliases, others, ignore)
     items: list[Variable] = []
     start = 0
     for name, weight in found.items():
@@ -136,21 +140,46 @@ def find_variables(program: Program, ignore: Sequence[str] = ()) -> Variables:
             items.append(Variable(name, weight.shape, start, axes[id(weight)]))
             start += weight.numel()
     if not items:
-        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in (others | refused).items())
         raise UserError(
             "there is no weight that could become zero",
             where="sparsify",
             why=reasons or "the network has no convolution or linear layer",
             hint="check ignore, and requires_grad of the parameters",
         )
-    return Variables(tuple(items), refused)
+    return Variables(tuple(items), others | refused)
 
 
-def _refused(found: Mapping[str, Tensor], aliases: Mapping[str, Tensor], ignore: Sequence[str]) -> dict[str, Refused]:
+def _others(program: Program, found: Mapping[str, Tensor]) -> dict[str, Refused]:
+    """Matrices, tables and the like that belong to no convolution and no linear layer."""
+    module = program.graph_module
+    readers: dict[str, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            for user in node.users:
+                if isinstance(user.target, OpOverload):
+                    readers[str(node.target)] = user.target._schema.name
+    refused: dict[str, Refused] = {}
+    for name, weight in module.named_parameters():
+        if name in found or weight.ndim < 2:
+            continue  # of one axis are biases and normalisation, which nobody expects to become sparse
+        kind = readers.get(name, "").removeprefix("aten::").partition("_")[0]
+        if kind in _RECURRENT:
+            refused[name] = Refused(f"a recurrent layer ({kind.upper()}) feeds its result back, step after step")
+        elif isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Embedding | nn.EmbeddingBag):
+            refused[name] = Refused("an embedding is looked up, not multiplied with")
+        else:
+            refused[name] = Refused("it is no weight of a convolution or linear layer")
+    return refused
+
+
+def _refused(
+    found: Mapping[str, Tensor], aliases: Mapping[str, Tensor], others: Iterable[str], ignore: Sequence[str]
+) -> dict[str, Refused]:
     refused: dict[str, Refused] = {}
     for pattern in ignore:
         hits = {id(weight) for name, weight in aliases.items() if fnmatch.fnmatchcase(name, pattern)}
-        if not hits:
+        if not hits and not fnmatch.filter(others, pattern):
             raise UserError(
                 f"the pattern {pattern!r} matches no weight{did_you_mean(pattern, aliases)}",
                 where="sparsify.ignore",

@@ -333,3 +333,26 @@ def test_weights_that_two_layers_share_keep_their_zeros_when_layers_are_refitted
 def test_a_share_of_multiply_adds_that_is_none_is_refused(program, macs):
     with pytest.raises(UserError, match="macs must lie"):
         run(program, macs=macs)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.scale = torch.nn.Embedding(9, 6), torch.nn.Parameter(torch.ones(1, 6))
+        self.lstm = torch.nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+        self.gru, self.head = torch.nn.GRU(10, 8, batch_first=True), torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.gru(self.lstm(self.words(x) * self.scale)[0])[0][:, -1])
+
+
+@pytest.mark.parametrize("ignore", [(), ("lstm.*",)])
+def test_weights_of_recurrent_layers_stayed_dense_without_a_word(ignore):
+    program = capture(Recurrent().eval(), (torch.zeros(2, 3, dtype=torch.long),)).eval()
+    settings = SparsifySettings(method="magnitude", batch_norm="kept", sparsity=0.5, ignore=ignore)
+    found = sparsify(program, None, settings=settings)
+    matrices = {name for name, value in program.module().named_parameters() if value.ndim > 1}
+    assert set(found.dense) | set(found.zeros) == matrices and set(found.zeros) == {"head.weight"}
+    reasons = {name: str(why) for name, why in found.dense.items()}
+    assert "(LSTM)" in reasons["lstm.weight_hh_l0_reverse"] and "(GRU)" in reasons["gru.weight_ih_l0"]
+    assert "looked up" in reasons["words.weight"] and "no weight of a convolution" in reasons["scale"]
