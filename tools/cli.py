@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import typer
 from ..disk import disk_errors
 from ..errors import ExitCode, UserError
 from .cli_device import add_commands
+from .interrupt import hear_interrupts, interrupted
 
 # Newer typer brings its own copy of click; this is the usage error of whichever it uses.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code (see `ExitCode`).
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    hear_interrupts(argv)
     try:
         with disk_errors("a file"):
             result = app(args=list(argv), standalone_mode=False)
@@ -79,12 +79,8 @@ def run(argv: Sequence[str]) -> int:
         print("error: this is a bug in secateur; please report it with the lines above", file=sys.stderr)
         return ExitCode.BUG
     if code is ExitCode.INTERRUPTED:  # some versions of typer turn the signal into this exit code themselves
-        print("interrupted: what had finished is kept; the same command continues from there", file=sys.stderr)
+        print(interrupted(argv), file=sys.stderr)
     return code
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)
