@@ -24,6 +24,7 @@ from .compress.sensitivity.table import Sensitivity
 from .compress.sensitivity.verify import Verification
 from .compress.sensitivity.verify import verify_ranking as _verify_ranking
 from .export.targets import Target, find_target
+from .loaders import check_loader
 from .passes.capture import capture as _capture
 from .passes.mask import mask as _mask
 from .passes.program import Program
@@ -73,6 +74,7 @@ def rank(
         method: Name of the estimator.
         options: `samples`, `probes`, `seed`, `progress`, and options of the method itself.
     """
+    _check_loaders("rank", loader=loader)
     return _rank(program, loader, loss or cross_entropy, method=method, **options)
 
 
@@ -89,6 +91,7 @@ def verify_ranking(
         units: How many units are drawn at random.
         options: `samples`, `batch_norm` ("kept" or "reestimated"), `seed`, `progress`.
     """
+    _check_loaders("verify_ranking", loader=loader)
     return _verify_ranking(program, table, loader, loss or cross_entropy, units=units, **options)
 
 
@@ -147,6 +150,7 @@ def fit_implants(program: Program, plan: Plan, loader: Loader, **options: Any) -
         loader: Batches; only the inputs are used.
         options: `samples`, `ridge`, `seed`, `progress`.
     """
+    _check_loaders("fit_implants", loader=loader)
     plan.check(program)
     return _fit_implants(program, _apply_plan(program, plan, allow_unchanged=True), loader, **options)
 
@@ -187,6 +191,7 @@ def heal(
     Raises:
         UserError: A setting is unknown, cannot be used or would do nothing, or the method needs a teacher and a plan.
     """
+    _check_loaders("heal", loader=loader, validation=validation)
     idle = idle_in_ridge(settings)
     if idle:
         raise ridge_trains_nothing(idle, where="heal")
@@ -226,13 +231,21 @@ def quantize(
         loss: Cross entropy if None.
         options: `samples`, `observer`, `teacher`, `validation`, `metric`, `progress`.
     """
+    _check_loaders("quantize", loader=loader, train=train, validation=options.get("validation"))
     result = _quantize(
         program,
         loader,
         scheme=find_target(target).scheme,
         qat=qat,
-        train=train or loader,
+        train=train,
         loss=loss or cross_entropy,
         **options,
     )
     return result.program
+
+
+def _check_loaders(where: str, **loaders: Any) -> None:
+    """Refuses loaders that can be read only once, before anything of them is read."""
+    for name, loader in loaders.items():
+        if loader is not None:
+            check_loader(loader, name, where=where)

@@ -9,6 +9,33 @@ from .errors import UserError
 from .factory import innermost_line
 
 
+def check_loader(loader: Any, name: str, *, where: str) -> None:
+    """Refuses what cannot be iterated over again and again.
+
+    Args:
+        loader: What should be a loader.
+        name: Its name, for messages.
+        where: Where it was given.
+
+    Raises:
+        UserError: It cannot be iterated over, or only once.
+    """
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise UserError(
+            f"the {name!r} loader cannot be iterated over",
+            where=where,
+            why=f"it is {type(loader).__name__}",
+            hint="give a DataLoader, a list of batches, or any object that can be iterated over again and again",
+        )
+    if hasattr(loader, "__next__"):
+        raise UserError(
+            f"the {name!r} loader can be read only once",
+            where=where,
+            why=f"it is {type(loader).__name__}, used up after one pass; data are read many times",
+            hint="give a DataLoader, a list of batches, or an object whose __iter__ starts anew",
+        )
+
+
 class CheckedLoader:
     """A loader whose failures are messages for people; everything else of it (`set_epoch`, `dataset`) is as it was.
 
@@ -22,20 +49,7 @@ class CheckedLoader:
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
         self._loader, self.loader_name = loader, name
-        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-            raise UserError(
-                f"the {name!r} loader cannot be iterated over",
-                where="data.factory",
-                why=f"it is {type(loader).__name__}",
-                hint="return a DataLoader, a list of batches, or any object that can be iterated over again and again",
-            )
-        if hasattr(loader, "__next__"):
-            raise UserError(
-                f"the {name!r} loader can be read only once",
-                where="data.factory",
-                why=f"it is {type(loader).__name__}, used up after one pass; the steps read it many times",
-                hint="return a DataLoader, a list of batches, or an object whose __iter__ starts anew",
-            )
+        check_loader(loader, name, where="data.factory")
 
     def __iter__(self) -> Iterator[Any]:
         try:
