@@ -21,9 +21,10 @@ from .compress.sensitivity.rank import rank
 from .compress.sensitivity.table import Sensitivity
 from .compress.sensitivity.verify import verify_ranking
 from .edited_plan import current_plan
+from .export.cpu import cpu_facts
 from .export.export import export
 from .export.hashing import hash_file
-from .export.targets import TARGETS, Target
+from .export.targets import TARGETS, Target, lacking_instructions
 from .factory import source_file
 from .kept_scores import keep_table, table_key
 from .passes.program import Program
@@ -241,6 +242,8 @@ def _heal(context: Context, folder: Path) -> dict[str, Any]:
 
 def _quantize(context: Context, folder: Path) -> dict[str, Any]:
     spec, data = context.recipe.quantize, context.data
+    if lack := lacking_instructions(context.target, cpu_facts()["instruction_sets"]):
+        context.reporter.note(f"on this machine {lack}")
     automatic = spec.when == "auto" and data.validation is not None
     if spec.when == "auto" and not automatic:
         context.reporter.note("there is no validation split, so the INT8 network is trained without asking")

@@ -91,11 +91,26 @@ def run_check(
     artifact, asked = gates_for(source, gates, limits)
     with ConsoleReporter(quiet=quiet) as reporter:
         reporter.step("check", "started", str(artifact))
+        if lack := _lack(artifact):
+            reporter.note(f"on this machine {lack}")
         verdict = check(artifact, asked.gates, data=asked.data, metric=asked.metric, junit=junit)
     print(verdict.to_json()) if as_json else stdout_console().print(verdict.table())
     if require_device:
         verdict.require_device()
     return verdict.exit_code
+
+
+def _lack(artifact: Path) -> str:
+    """What this processor lacks of what an artifact was made for; "" also if there is no artifact."""
+    from ..export.artifact import Artifact
+    from ..export.cpu import cpu_facts
+    from ..export.targets import TARGETS, lacking_instructions
+
+    try:
+        target = TARGETS.get(str(Artifact.load(artifact).manifest.get("target")))
+    except UserError:
+        return ""  # `check` says what is wrong with it
+    return lacking_instructions(target, cpu_facts()["instruction_sets"]) if target else ""
 
 
 def write_run_report(source: Path, out: Path | None) -> Path:

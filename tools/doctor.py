@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import EnvironmentLacksError, UserError, did_you_mean
 from ..export.latency import cpu_facts
-from ..export.targets import TARGETS, Target
+from ..export.targets import TARGETS, Target, lacking_instructions
 from .console import stdout_console
 
 _PACKAGES = (
@@ -70,9 +70,8 @@ def lacks(target: Target) -> list[str]:
     missing = []
     if find_spec(target.runtime) is None:
         missing.append(f"the package {target.runtime} is not installed: pip install {target.runtime}")
-    wanted = [flag for flag in target.instruction_sets if flag in cpu_facts()["instruction_sets"]]
-    if target.instruction_sets and not wanted:
-        missing.append(f"the processor has none of {', '.join(target.instruction_sets)}: INT8 will be slow here")
+    if lack := lacking_instructions(target, cpu_facts()["instruction_sets"]):
+        missing.append(lack)
     if target.device == "cuda" and not _cuda_devices():
         missing.append("there is no CUDA device: what is built here is not run here")
     return missing
