@@ -17,20 +17,21 @@ CHANNELWISE = 0
 
 @dataclass(frozen=True)
 class LayerShape:
-    """All that the time of one convolution or linear layer depends on.
+    """All that the time of one layer depends on.
 
     Attributes:
-        kind: `conv`, `conv_transpose` or `linear`.
+        kind: `conv`, `conv_transpose`, `linear`, or `concat` of two values along their channels or features.
         integer: Runs on the target's integer grids, else in FP32.
-        inputs: Channels or features in.
-        outputs: Channels or features out.
-        size: Spatial size of the input; for a linear layer the sizes between batch and features.
-        kernel: Kernel size; this and the next three are empty for a linear layer.
+        inputs: Channels or features in; of a concatenation, those of the first value.
+        outputs: Channels or features out; of a concatenation, those of the second value.
+        size: Spatial size of the input; of features the sizes between batch and features.
+        kernel: Kernel size; this and the next three are empty for a linear layer and a concatenation.
         stride: Stride.
         padding: Zeros on each side.
         dilation: Dilation.
         groups: Groups, or `CHANNELWISE`.
         batch: Samples.
+        last: Features are the last axis, not the one behind the batch; only of a concatenation.
     """
 
     kind: str
@@ -44,15 +45,17 @@ class LayerShape:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     batch: int = 1
+    last: bool = False
 
     @property
     def key(self) -> str:
         """The shape in words, for files: `int8 conv 16>32 k3x3 s1x1 p1x1 d1x1 g1 at 32x32 batch 8`."""
         number = "int8" if self.integer else "fp32"
         hyper = [f"{letter}{_times(v)}" for letter, v in zip("kspd", self._hyper, strict=True) if v]
-        groups = [f"g{self.groups or 'each'}"] if self.kind != "linear" else []
+        groups = [f"g{self.groups or 'each'}"] if self.kernel else []
         at = [f"at {_times(self.size)}"] if self.size else []
-        words = [number, self.kind, f"{self.inputs}>{self.outputs}", *hyper, *groups, *at, f"batch {self.batch}"]
+        last = ["last"] if self.last else []
+        words = [number, self.kind, f"{self.inputs}>{self.outputs}", *hyper, *groups, *last, *at, f"batch {self.batch}"]
         return " ".join(words)
 
     @property
@@ -96,21 +99,30 @@ class _OneLayer:
     def model(self, opset: int) -> onnx.ModelProto:
         """The finished model."""
         shape, integer = self.shape, self.shape.integer
-        x = self.node("DequantizeLinear", ["x", *self.grid], "x_float") if integer else "x"
-        y = self._linear(x) if shape.kind == "linear" else self._conv(x)
-        y = self.node("Relu", [y], "relu")
+        inputs = {name: self._value(channels) for name, channels in self._inputs().items()}
+        x = [self.node("DequantizeLinear", [n, *self.grid], f"{n}_float") if integer else n for n in inputs]
+        if shape.kind == "concat":
+            y = self.node("Concat", x, "layer", axis=-1 if shape.last else 1)
+        else:
+            y = self.node("Relu", [self._linear(*x) if shape.kind == "linear" else self._conv(*x)], "relu")
         y = self.node("QuantizeLinear", [y, *self.grid], "y") if integer else self.node("Identity", [y], "y")
         number = self.code_type if integer else TensorProto.FLOAT
-        ends = [helper.make_tensor_value_info(name, number, dims) for name, dims in (("x", self._input()), (y, None))]
+        ends = [helper.make_tensor_value_info(n, number, dims) for n, dims in (*inputs.items(), (y, None))]
         constants = [numpy_helper.from_array(value, name) for name, value in self.arrays.items()]
-        graph = helper.make_graph(self.nodes, "one_layer", ends[:1], ends[1:], constants)
+        graph = helper.make_graph(self.nodes, "one_layer", ends[:-1], ends[-1:], constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
-    def _input(self) -> list[int]:
+    def _inputs(self) -> dict[str, int]:
+        """Channels of each input."""
+        if self.shape.kind == "concat":
+            return {"x": self.shape.inputs, "z": self.shape.outputs}
+        return {"x": self.shape.inputs}
+
+    def _value(self, channels: int) -> list[int]:
         shape = self.shape
-        if shape.kind == "linear":
-            return [shape.batch, *shape.size, shape.inputs]
-        return [shape.batch, shape.inputs, *shape.size]
+        if shape.kind == "linear" or shape.last:
+            return [shape.batch, *shape.size, channels]
+        return [shape.batch, channels, *shape.size]
 
     def _conv(self, x: str) -> str:
         shape = self.shape

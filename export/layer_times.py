@@ -173,11 +173,13 @@ def _interleaved_profiles(
         sessions = {}
         for number, (shape, model) in enumerate(models.items()):
             session = open_session(model, threads=threads, profile=Path(folder) / f"layer{number}")
-            value = session.get_inputs()[0]
-            key = (value.type, *value.shape)
-            if key not in inputs:
-                inputs[key] = _random(value.type, value.shape, rng)
-            sessions[shape] = (session, {value.name: inputs[key]})
+            feeds = {}
+            for value in session.get_inputs():
+                key = (value.type, *value.shape)
+                if key not in inputs:
+                    inputs[key] = _random(value.type, value.shape, rng)
+                feeds[value.name] = inputs[key]
+            sessions[shape] = (session, feeds)
         names = list(sessions)
         for done in range(ROUNDS):
             if done >= LEAST_ROUNDS and time.monotonic() - began > seconds:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from secateur.compress.cost.axes import sizes
 from secateur.compress.cost.latency_table import LatencyTable, grid_points
 from secateur.compress.cost.sites import layer_sites
 from secateur.compress.cost.stopwatch import Share
+from secateur.export.layer_model import LayerShape
 from secateur.export.layer_times import Kernel, Profile, Timing
 
 BETWEEN = 10.0
@@ -61,7 +63,10 @@ class FakeStopwatch:
 
     def profile(self, network, batch):
         times = self._layer_times(network.program, network.integer, batch)
-        kernels = [Kernel(node, "QLinearConv", Timing(time, self.mad, 100)) for node, time in times.items()]
+        kernels = [
+            Kernel(node, "QLinearConcat" if node.startswith("cat") else "QLinearConv", Timing(time, self.mad, 100))
+            for node, time in times.items()
+        ]
         return Profile(tuple(kernels), Timing(BETWEEN, 0.0, 100))
 
     def micros(self, program, integer, batch):
@@ -71,6 +76,12 @@ class FakeStopwatch:
     def _layer_times(self, program, integer, batch):
         full = np.array([[group.width for group in program.groups]])
         times = {}
+        for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+            first, second = (value.meta["val"].shape for value in node.args[0])
+            axis = node.args[1] % len(first)
+            size = tuple(first[1:axis]) + tuple(first[axis + 1 :])
+            shape = LayerShape("concat", bool(integer), first[axis], second[axis], size, batch=batch)
+            times[node.name] = self.alone(shape) * self.inside(node.name, shape)
         for site in layer_sites(program, integer):
             inputs, outputs = (int(sizes(axis, full)[0]) for axis in (site.inputs, site.outputs))
             shape = replace(site.family, batch=batch, inputs=inputs, outputs=outputs)

@@ -67,21 +67,17 @@ class LatencyModel:
     @property
     def column(self) -> Column:
         """The latency in microseconds, as the planner reads it."""
-        terms, constant = [], self.between
-        for site in self.sites:
-            axes = tuple(axis for axis in (site.inputs, site.outputs) if varies(axis))
-            value = _Lookup(self.table, self._family(site), site.inputs, site.outputs, self.scale)
-            if axes:
-                terms.append(Term(axes, value))
-            else:
-                constant += float(value(np.zeros((1, 0), dtype=np.int64))[0])
-        for rest in self.rest:
-            whole = int(sizes(rest.elements, self.full[None])[0])
-            if varies(rest.elements):
-                terms.append(product_term([rest.elements], rest.micros / whole))
-            else:
-                constant += rest.micros
-        return Column(self.name, tuple(terms), constant)
+        terms = (*(self.site_term(site) for site in self.sites), *(self.rest_term(rest) for rest in self.rest))
+        return Column(self.name, terms, self.between)
+
+    def site_term(self, site: Site) -> Term:
+        """Time of a layer."""
+        axes = tuple(axis for axis in (site.inputs, site.outputs) if varies(axis))
+        return Term(axes, _Lookup(self.table, self.family(site), site.inputs, site.outputs, self.scale))
+
+    def rest_term(self, rest: Rest) -> Term:
+        """Time of a kernel that is no layer."""
+        return product_term([rest.elements], rest.micros / int(sizes(rest.elements, self.full[None])[0]))
 
     def micros(self, widths: np.ndarray) -> float:
         """Predicted microseconds at widths int64 [groups]."""
@@ -92,7 +88,7 @@ class LatencyModel:
         used: Counter[_Point] = Counter()
         for row, sign in ((widths, 1), (others, -1)):
             for site in self.sites:
-                used[self._family(site), _pair(site, row)] += sign
+                used[self.family(site), _pair(site, row)] += sign
         errors = [count * self.table.timing(*point).std_error for point, count in used.items() if count]
         return self.scale * float(np.sqrt(np.sum(np.square(errors))))
 
@@ -104,11 +100,26 @@ class LatencyModel:
             profile: Where its time goes.
             micros: Its measured time.
         """
-        found = _layer_times(self.sites, self.batch, profile.kernels, widths)
-        refined = replace(self, table=self.table.replaced({p: _scaled(t, 1 / self.scale) for p, t in found.items()}))
-        return replace(refined, between=refined.between + micros - refined.micros(widths))
+        refined = self.learnt(self.sites, widths, profile)
+        return refined.shifted(micros - refined.micros(widths))
 
-    def _family(self, site: Site) -> LayerShape:
+    def learnt(self, sites: Sequence[Site], widths: np.ndarray, profile: Profile) -> LatencyModel:
+        """The model with the table refined at the shapes of a network, whose layers may be others.
+
+        Args:
+            sites: Layers of that network.
+            widths: int64 [its groups]: its widths.
+            profile: Where its time goes.
+        """
+        found = _layer_times(sites, self.batch, profile.kernels, widths)
+        return replace(self, table=self.table.replaced({p: _scaled(t, 1 / self.scale) for p, t in found.items()}))
+
+    def shifted(self, micros: float) -> LatencyModel:
+        """The model with so much more time outside of what it knows."""
+        return replace(self, between=self.between + micros)
+
+    def family(self, site: Site) -> LayerShape:
+        """Shape of a layer at the batch size, without its channels."""
         return replace(site.family, batch=self.batch)
 
 

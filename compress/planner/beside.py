@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...errors import UserError
 from ...passes.program import Program
-from ..budget import Budget
 from ..cost.axes import Axis
 from ..cost.file_size import size_column
+from ..cost.latency import LatencyModel
 from ..cost.memory import memory_columns, moment
 from ..cost.model import CostModel
 from ..cost.terms import Column, Term, product_term
@@ -21,6 +21,7 @@ from ..sensitivity.table import Sensitivity
 from .drops import BlockOffer, temperature_of
 from .file_parts import block_bytes, stand_in_bytes
 from .implanted import implanted_choices
+from .joint_latency import JointLatency
 from .limits import Costs, Limit
 from .problem import Choice, Drop
 from .quantities import Quantities
@@ -39,16 +40,15 @@ class Beside:
     implants: Offers | None = None
     blocks: tuple[BlockOffer, ...] = ()
 
-    def check(self, by: str, budget: Budget, sensitivity: Sensitivity) -> None:
+    def check(self, by: str, sensitivity: Sensitivity) -> None:
         """Refuses what cannot be chosen jointly.
 
         Args:
             by: Name of the search.
-            budget: The budget.
             sensitivity: The ranking.
 
         Raises:
-            UserError: The search is a rule of thumb, or costs or losses of what is chosen are not known.
+            UserError: The search is a rule of thumb, or losses of what is chosen are not those of the ranking.
         """
         asked = "plan.ni_ratio: auto" if self.implants is not None else "plan.blocks: drop"
         if by in RULES_OF_THUMB:
@@ -57,16 +57,6 @@ class Beside:
                 where="plan.by",
                 why=f"{asked} makes implants and blocks part of the choice",
                 hint="plan.by: auto searches exactly",
-            )
-        if budget.latency is not None:
-            raise UserError(
-                "a budget on latency is planned for with widths alone",
-                where="budget.latency",
-                why=f"{asked} chooses networks whose kernels were not timed: the table knows layers, not the "
-                "concatenation behind an implant or a network without a block",
-                hint="leave budget.latency out and limit --max-macs; a gate can still judge latency (gates.latency.max)"
-                if self.implants is None
-                else "plan.ni_ratio: 0.1 plans latency without implants, or limit --max-macs",
             )
         temperature = temperature_of(sensitivity)
         if any(offer.temperature != temperature for offer in self.blocks):
@@ -97,12 +87,23 @@ class Beside:
             for i, offer in enumerate(self.blocks)
         )
 
-    def extended(self, costs: Costs, limits: Sequence[Limit]) -> tuple[Limit, ...]:
+    def latency(self, program: Program) -> JointLatency:
+        """How they change the latency."""
+        return JointLatency.of(program, self.implants, self.blocks, self.quantities(program))
+
+    def extended(
+        self, costs: Costs, limits: Sequence[Limit], models: Mapping[int, LatencyModel] | None = None
+    ) -> tuple[Limit, ...]:
         """The limits on costs that know of implants and blocks.
 
-        Counts are exact. Of the file, the operations that go with a block, or come with an implant, are those of one
-        that was built; of memory, the values are those without implants. What that leaves out is read off the network
-        as planned (see `joint`).
+        Counts are exact. Latency is predicted (see `JointLatency`). Of the file, the operations that go with a block,
+        or come with an implant, are those of one that was built; of memory, the values are those without implants.
+        What that leaves out is read off the network as planned (see `joint`).
+
+        Args:
+            costs: Costs of the program.
+            limits: Limits on costs that know widths alone.
+            models: Latency models, by batch size.
         """
         program, quantities = costs.program, self.quantities(costs.program)
         block_of = {path: i for i, offer in enumerate(self.blocks) for path in offer.block.layers}
@@ -114,7 +115,7 @@ class Beside:
         beside = block_bytes(costs, [offer.block for offer in self.blocks]) if sized else {}
         found = []
         for limit in limits:
-            if limit.budget == "memory":
+            if limit.budget in ("memory", "latency"):
                 continue
             terms = list(saved.get(limit.budget, ()))
             for i, offer in enumerate(self.blocks):
@@ -126,6 +127,11 @@ class Beside:
                 terms += [_gone(term, quantities, i) for term in quantities.widened(block).terms]
             column = quantities.widened(limit.column)
             found.append(replace(limit, column=replace(column, terms=(*column.terms, *terms))))
+        timed = {model.name: model for model in (models or {}).values()}
+        latency = self.latency(program) if timed else None
+        for limit in limits:
+            if limit.budget == "latency" and latency is not None:
+                found.append(replace(limit, column=latency.column(timed[limit.column.name])))
         memory = [limit for limit in limits if limit.budget == "memory"]
         if memory:
             found += [replace(memory[0], column=column) for column in self._memory(program, quantities)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +12,14 @@ from ...passes.implant_form import Implant, Implants
 from ...passes.program import Program
 from ..budget import Budget
 from ..cost.memory import memory_columns, peak
-from ..cost.whole import integer_network
+from ..cost.sites import layer_sites
+from ..cost.whole import Network, integer_network
 from ..implants.apply import rewrite
 from .beside import Beside
-from .limits import WORDS, Costs
+from .limits import WORDS, Costs, Limit, Measured
 from .problem import Choice, Problem
-from .rounds import Attempt, part_of_the_way, solve_within
+from .rounds import TOLERANCE, Attempt, latency_reached, part_of_the_way, solve_within, told
+from .search import COUNTED
 from .solution import Solution
 
 MOST_ROUNDS = 8
@@ -31,33 +33,45 @@ def joint_attempts(
     *,
     by: str,
     seconds: float,
-    part: float = 1.0,
+    margin: float,
+    part: float,
+    note: Callable[[str], None],
 ) -> tuple[Attempt, ...]:
-    """Plans; where size or memory is limited, the network as planned is built, and planned again if it is over.
+    """Plans; where more than counts is limited, the network as planned is built, and planned again if it is over.
 
     Counts are exact. Sizes and memory leave out what implants add to the graph (see `Beside.extended`), so their limits
-    are lowered by what the built network has too much.
+    are lowered by what the built network has too much. Latency is measured, and its model learns from it (see
+    `rounds`).
 
     Args:
         choices: Allowed widths.
         costs: Costs of the program.
-        budget: The budget; not on latency.
+        budget: The budget.
         beside: Implants and blocks to choose from.
         by: Name of the search, an exact one.
         seconds: Time limit of each search.
-        part: Share of the way from the whole network's costs to the limits.
+        margin: Share of a latency budget that is kept free.
+        part: Share of the way from the whole network's costs to the limits; only at 1 is the network built.
+        note: Told what was measured.
 
     Raises:
         BudgetError: The budgets cannot be met.
     """
-    program = costs.program
-    limits = beside.extended(costs, costs.limits(budget, {}, None, 0.0))
-    wanted = np.array([limit.bound for limit in limits])
-    levels = beside.choices(program, choices, costs.target.align_int8)
-    problem = Problem(levels, tuple(limit.column for limit in limits), wanted, beside.drops(program))
-    problem = part_of_the_way(problem, part)
-    names = [limit.budget for limit in limits if limit.budget in ("size", "memory")]
+    program, latency = costs.program, beside.latency(costs.program)
+    levels, drops = beside.choices(program, choices, costs.target.align_int8), beside.drops(program)
+    measured: Measured | None = None
+    if budget.latency is not None:
+        further = latency.wanted(costs.sites, levels, costs.timer.batches)
+        measured = costs.measure([choice.widths for choice in choices], further)
+    models = dict(measured.models) if measured is not None else {}
+    made: list[Attempt] = []
+    over: np.ndarray | float = 0.0
+    tightened = 1.0
     for number in range(MOST_ROUNDS):
+        limits = beside.extended(costs, costs.limits(budget, models, measured, 1 - tightened * (1 - margin)), models)
+        columns, bounds = tuple(limit.column for limit in limits), np.array([limit.bound for limit in limits])
+        problem = part_of_the_way(Problem(levels, columns, bounds, drops), part)
+        problem = replace(problem, limits=problem.limits - over)
         within = tuple(replace(limit, bound=float(b)) for limit, b in zip(limits, problem.limits, strict=True))
         try:
             solution = _settled(program, problem, solve_within(problem, within, by, seconds), beside)
@@ -65,23 +79,48 @@ def joint_attempts(
             if not number:
                 raise
             break
-        if not names or part < 1.0:
+        if part < 1.0 or all(limit.budget in COUNTED for limit in limits):
             return (Attempt(problem, limits, solution, {}, {}),)
-        built = _built(costs, problem, solution, beside, names)
-        over = [max(built[limit.budget] - limit.bound, 0.0) if limit.budget in built else 0.0 for limit in limits]
-        if not any(over):
-            return (Attempt(problem, limits, solution, {}, {}, built=built),)
+        if made and np.array_equal(solution.position, made[-1].solution.position):
+            break  # it was built already, and what was learnt changes nothing
+        network = _rewritten(program, problem, solution.position, beside)
+        quantised = integer_network(network, costs.target)
+        built = _built(network, quantised, limits)
+        excess = np.array([max(built[lim.budget] - lim.bound, 0.0) if lim.budget in built else 0.0 for lim in limits])
+        amounts = problem.amounts(solution.position)[None]
+        micros = {batch: float(latency.column(model).cost(amounts)[0]) for batch, model in models.items()}
+        shares = costs.timer.shares(costs.dense_network, quantised) if measured is not None else {}
+        predicted = {batch: time / measured.dense(batch) for batch, time in micros.items()} if measured else {}
+        reached = latency_reached(limits, shares, models)
+        holds = reached <= 1.0 and not excess.any()
+        made.append(Attempt(problem, limits, solution, predicted, shares, holds, built=built))
+        if measured is not None:
+            note(told(number, made[-1]))
+        if holds and made[-1].error <= TOLERANCE:
+            break
         # A little more than what is over: sizes come in whole bytes, and rounding must not stop the search.
-        problem = replace(problem, limits=problem.limits - 1.001 * np.array(over))
+        over = over + 1.001 * excess
+        if number and reached > 1.0:  # what was learnt of some shapes was not enough: the next ones will be as wrong
+            tightened /= reached
+        for batch, model in models.items() if measured is not None else ():
+            profile = costs.timer.profile(quantised, batch)
+            full = np.array([group.width for group in network.groups], dtype=np.int64)
+            learnt = model.learnt(layer_sites(network, quantised.integer), full, profile)
+            known = float(latency.column(learnt).cost(amounts)[0])
+            models[batch] = learnt.shifted(shares[batch].median * measured.dense(batch) - known)
+    if any(attempt.holds for attempt in made) or not _too_large(made):
+        return tuple(made)
     if beside.implants is None:
+        names = dict.fromkeys(WORDS[limit.budget] for limit in limits if limit.budget in ("size", "memory"))
         raise BudgetError(
-            f"the budget on {' and '.join(WORDS[name] for name in dict.fromkeys(names))} cannot be met",
+            f"the budget on {' and '.join(names)} cannot be met",
             where="budget",
             why=f"up to {MOST_ROUNDS} plans were built, each with a tighter limit than the last; all were over it",
             hint="a looser budget",
         )
     # What implants add to the graph is too much for these limits: they are planned for without.
-    return joint_attempts(choices, costs, budget, replace(beside, implants=None), by=by, seconds=seconds, part=part)
+    fewer = replace(beside, implants=None)
+    return joint_attempts(choices, costs, budget, fewer, by=by, seconds=seconds, margin=margin, part=part, note=note)
 
 
 def _settled(program: Program, problem: Problem, solution: Solution, beside: Beside) -> Solution:
@@ -94,21 +133,28 @@ def _settled(program: Program, problem: Problem, solution: Solution, beside: Bes
     return replace(solution, position=position, rise=problem.rise(position))
 
 
-def _built(costs: Costs, problem: Problem, solution: Solution, beside: Beside, names: list[str]) -> Mapping[str, float]:
-    """Size and activation memory of the network as planned."""
-    keep, implants = _units(problem, solution.position, beside)
-    gone = [
-        offer.block.name
-        for offer, at in zip(beside.blocks, solution.position[len(problem.choices) :], strict=True)
-        if at
-    ]
-    network = rewrite(costs.program, keep, implants, gone).program
+def _rewritten(program: Program, problem: Problem, position: np.ndarray, beside: Beside) -> Program:
+    """The network as planned."""
+    keep, implants = _units(problem, position, beside)
+    places = position[len(problem.choices) :]
+    gone = [offer.block.name for offer, place in zip(beside.blocks, places, strict=True) if place]
+    return rewrite(program, keep, implants, gone).program
+
+
+def _built(network: Program, quantised: Network, limits: Sequence[Limit]) -> dict[str, float]:
+    """Size and activation memory of the network as planned, where they are limited."""
     found: dict[str, float] = {}
+    names = {limit.budget for limit in limits}
     if "size" in names:
-        found["size"] = float(integer_network(network, costs.target).size)
+        found["size"] = float(quantised.size)
     if "memory" in names:
         found["memory"] = peak(memory_columns(network), np.array([group.width for group in network.groups]))
     return found
+
+
+def _too_large(made: Sequence[Attempt]) -> bool:
+    """Whether no network that was built has a size and a memory within the limits."""
+    return all(any(a.built[lim.budget] > lim.bound for lim in a.limits if lim.budget in a.built) for a in made)
 
 
 def _units(problem: Problem, position: np.ndarray, beside: Beside) -> tuple[dict[str, tuple[int, ...]], Implants]:

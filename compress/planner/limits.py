@@ -10,6 +10,7 @@ from math import ceil
 import numpy as np
 
 from ...errors import UserError
+from ...export.layer_model import LayerShape
 from ...export.targets import Target
 from ...passes.program import Program
 from ..budget import Amount, Budget
@@ -34,6 +35,10 @@ WORDS = {
     "size": "size of the file",
     "memory": "activation memory",
 }
+
+
+Wanted = Mapping[LayerShape, Sequence[np.ndarray]]
+"""Pairs of widths, int64 [pairs, 2], by family of layer shapes."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,12 @@ class Costs:
         """Bytes alive at each moment."""
         return memory_columns(self.program)
 
-    def measure(self, widths: Sequence[np.ndarray]) -> Measured:
+    def measure(self, widths: Sequence[np.ndarray], further: Wanted | None = None) -> Measured:
         """Measures what the latency of all choices of these allowed widths depends on, once.
+
+        Args:
+            widths: Allowed widths of each group.
+            further: Shapes of layers that there may be beside those of the program.
 
         Raises:
             UserError: There is no stopwatch.
@@ -169,7 +178,10 @@ class Costs:
         def sizes_of(axis: Axis) -> np.ndarray:
             return reachable(axis, widths)
 
-        table = self.timer.layers(wanted_pairs(self.sites, sizes_of, batches))
+        wanted = {family: list(pairs) for family, pairs in wanted_pairs(self.sites, sizes_of, batches).items()}
+        for family, pairs in (further or {}).items():
+            wanted.setdefault(family, []).extend(pairs)
+        table = self.timer.layers(wanted)
         shares = self.timer.shares(self.dense_network, self.network)
         models = {}
         for batch in batches:

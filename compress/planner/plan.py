@@ -133,13 +133,13 @@ def plan_with_frontier(
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     beside = Beside(implants, tuple(blocks)) if implants is not None or blocks else None
     if beside is not None:
-        beside.check(by, budget, sensitivity)
+        beside.check(by, sensitivity)
     search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None), beside is not None)
-    options: dict[str, Any] = {"by": search, "seconds": seconds, "part": part}
+    how: dict[str, Any] = {"by": search, "seconds": seconds, "part": part, "margin": latency_margin, "note": note}
     if beside is not None:
-        made = joint_attempts(choices, costs, budget, beside, **options)
+        made = joint_attempts(choices, costs, budget, beside, **how)
     else:
-        made = attempts(choices, costs, budget, margin=latency_margin, note=note, **options)
+        made = attempts(choices, costs, budget, **how)
     attempt = best(made)
     settings: dict[str, Any] = {"by": by, "floor": floor, "ignore": list(ignore)}
     if implants is not None:

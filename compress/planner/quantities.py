@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..cost.axes import Axis
-from ..cost.terms import Column
+from ..cost.terms import Column, Term
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class Quantities:
         """An axis that knows widths alone, with slopes for all."""
         return axis[0], axis[1] + (0,) * (self.count - len(axis[1]))
 
+    def widened_term(self, term: Term) -> Term:
+        """A term of axes that know widths alone, with slopes for all."""
+        return replace(term, axes=tuple(self.widen(axis) for axis in term.axes))
+
     def widened(self, column: Column) -> Column:
         """A cost of axes that know widths alone, with slopes for all."""
-        terms = (replace(term, axes=tuple(self.widen(axis) for axis in term.axes)) for term in column.terms)
-        return replace(column, terms=tuple(terms))
+        return replace(column, terms=tuple(self.widened_term(term) for term in column.terms))

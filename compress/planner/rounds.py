@@ -103,10 +103,10 @@ def attempts(
             break  # it is measured already, and the model has learnt from it
         network = integer_network(apply(costs.program, _keep(problem, solution), allow_unchanged=True), costs.target)
         shares = costs.timer.shares(costs.dense_network, network)
-        reached = _reached(limits, shares, models)
+        reached = latency_reached(limits, shares, models)
         attempt = Attempt(problem, limits, solution, predicted, shares, reached <= 1.0, dropped)
         made.append(attempt)
-        note(_told(number, attempt))
+        note(told(number, attempt))
         if attempt.error <= TOLERANCE and attempt.holds:
             break
         if number and reached > 1.0:  # what was learnt of some shapes was not enough: the next ones will be as wrong
@@ -123,7 +123,7 @@ def best(made: tuple[Attempt, ...]) -> Attempt:
     return min(reversed(good), key=lambda attempt: attempt.solution.rise) if good else made[-1]
 
 
-def _reached(limits: Sequence[Limit], shares: Mapping[int, Share], models: Mapping[int, LatencyModel]) -> float:
+def latency_reached(limits: Sequence[Limit], shares: Mapping[int, Share], models: Mapping[int, LatencyModel]) -> float:
     """The latencies measured as a share of the budget itself, without its margin: the largest."""
     by_name = {model.name: batch for batch, model in models.items()}
     found = [0.0]
@@ -262,7 +262,8 @@ def _keep(problem: Problem, solution: Solution) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _told(number: int, attempt: Attempt) -> str:
+def told(number: int, attempt: Attempt) -> str:
+    """What a round predicted and measured, in words."""
     said = [
         f"batch {batch} {100 * attempt.predicted[batch]:.1f} % predicted, {100 * share.median:.1f} % measured"
         for batch, share in attempt.shares.items()

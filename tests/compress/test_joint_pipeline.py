@@ -57,7 +57,6 @@ def test_a_run_plans_widths_implants_and_blocks_at_once(tmp_path: Path) -> None:
         (("plan.blocks=drop", "plan.frontier=5"), "plan.frontier"),
         (("plan.blocks=drop", "plan.implant=pointwise"), "plan.ni_ratio: auto"),
         (("plan.blocks=drops",), "drop"),
-        (("plan.blocks=drop", "budget.latency=50%"), "gates.latency.max"),
     ],
 )
 def test_what_cannot_be_planned_jointly_is_refused_before_anything_runs(
@@ -67,3 +66,17 @@ def test_what_cannot_be_planned_jointly_is_refused_before_anything_runs(
     code, _, err = secateur("plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", *flags)
     assert code == 2 and told in err, err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_plans_a_latency_with_implants_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the real runtime; a loose budget, so that a busy machine meets it too. What was predicted is in the plan."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    run, flags = tmp_path / "run", ("--max-macs", "40%", "--max-latency", "900%", "--set", "gates.latency.batches=[2]")
+    unlimited = ("--set", "budget.params=null", "--set", "plan.latency_seconds=2")
+    code, _, err = secateur("plan", tiny_recipe(tmp_path), "--out", run, *flags, *unlimited, *JOINT)
+    assert code == 0 and "% predicted" in err and "% measured" in err, err
+    plan = Plan.load(run / "03-plan" / "plan.yaml")
+    assert plan.planned.macs <= 0.4 * plan.dense.macs and plan.implants()
+    assert plan.measured["latency at batch 2"]["rounds"] >= 1
+    (cached,) = (tmp_path / "cache" / "latency").glob("*.json")
+    assert "concat" in cached.read_text()
