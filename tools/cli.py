@@ -273,11 +273,12 @@ def sparsify(
 @app.command()
 def inspect(
     source: Annotated[
-        Path, typer.Argument(help="Recipe, run directory, program, ranking, artifact, engine or ONNX file.")
+        Path,
+        typer.Argument(help="Recipe, run directory, program, ranking, plan, verdict, artifact, engine or ONNX file."),
     ],
     json: Json = False,
 ) -> None:
-    """Show what something is: groups and what is frozen, or an artifact's kernels or engines."""
+    """Show what something is: groups and what is frozen, scores, a plan, or an artifact's kernels or engines."""
     from .inspect import inspect as show
 
     show(source, as_json=json)

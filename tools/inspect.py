@@ -1,4 +1,4 @@
-"""`secateur inspect`: what a recipe's model, a run, a program, a ranking, an artifact, an engine or an ONNX file is."""
+"""`secateur inspect`: what a recipe's model, a run and all that it holds, an artifact, an engine or an ONNX file is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ from ..passes.program import Program
 from ..recipe_file import load_recipe
 from ..steps import PROGRAM, STEPS, TABLE
 from .console import stdout_console
+from .inspect_documents import find_document, inspect_document
 from .inspect_engine import describe_engines, is_for_tensorrt, show_engines
 from .ranking import describe_ranking, load_ranking, show_ranking
 
+_PARTS = ("graph.json", "manifest.json", "weights.safetensors", "program.pt2", "junit.xml", "report.html")
+"""Files that are a part of what the folder around them is."""
+
+_RECIPES = (".yaml", ".yml", ".json")
+
 
 def inspect(source: Path, *, as_json: bool) -> None:
-    """Prints the groups of a program, the scores of a ranking, or the kernels or engines of an artifact.
+    """Prints the groups of a program, the scores of a ranking, a plan, or the kernels or engines of an artifact.
+
+    A file that is only a part of something (weights, a manifest, a report) stands for the folder that it lies in.
 
     Raises:
         UserError: Nothing that secateur knows is here.
     """
+    if not source.exists():
+        raise UserError("there is nothing here", where=str(source), hint="check the path")
+    if source.name in _PARTS and not source.is_dir():
+        source = source.parent
     if is_for_tensorrt(source):
         found = describe_engines(source)
         print(json.dumps(found, indent=1)) if as_json else show_engines(stdout_console(), found)
@@ -38,6 +50,10 @@ def inspect(source: Path, *, as_json: bool) -> None:
     if source.name == TABLE or (source / TABLE).is_file():
         found = describe_ranking(*load_ranking(source.parent if source.name == TABLE else source))
         print(json.dumps(found, indent=1)) if as_json else show_ranking(stdout_console(), found)
+        return
+    document = find_document(source)
+    if document is not None:
+        inspect_document(stdout_console(), document, as_json=as_json)
         return
     found = describe_program(_program(source))
     print(json.dumps(found, indent=1)) if as_json else _show_program(found)
@@ -85,16 +101,27 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 
 
 def _program(source: Path) -> Program:
+    why = "it is no recipe, run directory, program, ranking, plan, verdict, artifact, engine or ONNX file"
     if source.is_file():
-        recipe = load_recipe(source)
-        return capture_on(load_model(recipe.model), load_data(recipe.data).calibration, recipe.model.dynamic)
+        try:
+            recipe = load_recipe(source)
+        except UserError as error:
+            if source.suffix in _RECIPES:
+                raise
+            why += f"; as a recipe: {error.what}"
+        else:
+            return capture_on(load_model(recipe.model), load_data(recipe.data).calibration, recipe.model.dynamic)
     for folder in (source, source / PROGRAM, source / STEPS["capture"].folder / PROGRAM):
         if (folder / "graph.json").is_file():
             return Program.load(folder)
+    if (source / "manifest.json").is_file() and (source / "recipe.yaml").is_file():
+        raise UserError(
+            "no step of this run has finished", where=str(source), hint=f"secateur compile {source} continues it"
+        )
     raise UserError(
         "nothing here that secateur knows",
         where=str(source),
-        why="it is no recipe, run directory, program, ranking, artifact, engine or ONNX file",
+        why=why,
         hint="check the path",
     )
 
