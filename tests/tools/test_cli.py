@@ -54,7 +54,7 @@ def test_help_imports_next_to_nothing():
     loaded = set(done.stderr.split())
     ours = {name for name in loaded if name.partition(".")[0] == "secateur"}
     assert "secateur.tools.cli" in ours
-    assert ours <= {"secateur", *(f"secateur.{name}" for name in ("disk", "errors", "tools"))} | {
+    assert ours <= {"secateur", *(f"secateur.{name}" for name in ("disk", "errors", "tools", "tools.interrupt"))} | {
         name for name in ours if name.startswith("secateur.tools.cli")
     }
     # typer prints help by libraries of its own choice; none of them is one of ours.
