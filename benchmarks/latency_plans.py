@@ -3,6 +3,7 @@
 The target is a share of the measured time of the unpruned INT8 network in onnxruntime, at one batch size. The plan on
 latency gets it as its budget; the budgets of the others are searched for, so that the networks they give, measured
 whole, are just as fast. Ranking, groups, width grid and healing are the same. In the end all are timed side by side.
+Two more plans on latency may also drop residual blocks, and put 1×1 implants in the place of filters.
 
     python benchmarks/latency_plans.py examples/cifar10_resnet56.yaml --speedup 2 --epochs 1 --out runs/latency_plans
     python benchmarks/latency_plans.py examples/digits.yaml --quick
@@ -17,28 +18,31 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ranking import setup as setups
 from ranking.cases import all_cases, rank_all, stored
 from ranking.cut import statistics_batches
 from ranking.healed import heal_as_asked
-from ranking.setup import Setup
+from ranking.setup import LOSS, Setup
 
-from secateur.api import apply, plan
+from secateur.api import apply, fit_implants, plan
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
 from secateur.compress.cost.stopwatch import OrtStopwatch, Share
 from secateur.compress.cost.whole import Network, float_network, integer_network, measure_networks
 from secateur.compress.heal.bn import reestimate_batch_norm
 from secateur.compress.heal.evaluate import evaluate, top1
+from secateur.compress.implants.loss import offer_implants
+from secateur.compress.planner.drops import measure_blocks, temperature_of
 from secateur.compress.planner.plan import Plan
 from secateur.compress.sensitivity.table import Sensitivity
 from secateur.errors import BudgetError
 from secateur.export.targets import TARGETS
 from secateur.passes.program import Program
 
-RESOURCES = ("latency", "macs", "params")
+RESOURCES = ("latency", "macs", "params", "latency, blocks may go", "latency, implants and blocks")
 RANKING = "gate-ggn, augmented"
 STEP = 0.94
 """Every budget that is tried is this share of the one before."""
@@ -96,13 +100,17 @@ def _planned(
     setup: Setup, table: Sensitivity, resource: str, goal: float, watch: OrtStopwatch, dense: Network
 ) -> Plan | None:
     """The plan with the loosest budget on a resource whose network is measured to be as fast as the goal; or None."""
-    recipe = setup.recipe
+    recipe, data = setup.recipe, setup.data.calibration
+    beside: dict[str, Any] = {"stopwatch": watch} if resource.startswith("latency") else {}
+    if "blocks" in resource:
+        beside["blocks"] = measure_blocks(setup.program, data, LOSS, temperature=temperature_of(table) or 1.0)
+    if "implants" in resource:
+        beside["implants"] = offer_implants(setup.program, data)
 
     def within(share: float) -> tuple[Plan, Share] | None:
-        budget = Budget(**{resource: f"{100 * share:.3f}%"})
-        more = {"stopwatch": watch} if resource == "latency" else {}
+        budget = Budget(**{resource.partition(",")[0]: f"{100 * share:.3f}%"})
         try:
-            made = plan(setup.program, table, target=recipe.target, budget=budget, floor=recipe.plan.floor, **more)
+            made = plan(setup.program, table, target=recipe.target, budget=budget, floor=recipe.plan.floor, **beside)
         except BudgetError:
             return None
         smaller = apply(setup.program, made, allow_unchanged=True)
@@ -110,7 +118,7 @@ def _planned(
         _say(f"{resource} {share:.1%}: measured {_share(measured)}")
         return made, measured
 
-    if resource == "latency":
+    if "stopwatch" in beside:
         found = within(goal)
         return None if found is None else found[0]
     return _loosest(within, goal)
@@ -133,7 +141,8 @@ def _loosest(within: Callable[[float], tuple[Plan, Share] | None], goal: float) 
 
 def _accuracy(setup: Setup, made: Plan, epochs: float) -> dict[str, float]:
     """What is left of the accuracy before healing, after a refit in closed form, and after training."""
-    smaller = apply(setup.program, made)
+    implanted = bool(made.implants())
+    smaller = fit_implants(setup.program, made, setup.data.calibration) if implanted else apply(setup.program, made)
     dense, cost = count(setup.program), count(smaller)
     fresh = reestimate_batch_norm(smaller, statistics_batches(setup))
     found = {"macs": cost.macs / dense.macs, "params": cost.params / dense.params, "cut": _top1(setup, smaller)}
