@@ -59,7 +59,7 @@ def _tables(options: argparse.Namespace, clock: Clock) -> Iterator[list[str]]:
             yield estimator_table(f"{name}, {batch} samples", *estimators(NETWORKS[name], batch, clock, min(rounds, 3)))
     if "growth" in options.part:
         points = growth(NETWORKS["resnet20"], clock, options.quick)
-        drawn = draw(points, options.out / "growth.png")
+        drawn = draw(points, options.out / "growth.svg")
         yield growth_table(points) + ([f"Figure: {drawn}"] if drawn else [])
 
 

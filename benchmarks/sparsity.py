@@ -95,7 +95,7 @@ def _growth(options: argparse.Namespace) -> list[str]:
     found = list(growth(rows, sizes))
     lines = ["| n | p | seconds | MB of gradients |", "|---:|---:|---:|---:|"]
     lines += [f"| {n} | {p} | {seconds:.2f} | {mb:.0f} |" for n, p, seconds, mb in found]
-    _draw(found, options.out / "growth.png")
+    _draw(found, options.out / "growth.svg")
     return [*lines, ""]
 
 
@@ -114,7 +114,7 @@ def _draw(found: list[tuple[int, int, float, float]], path: Path) -> None:
     left.set(xlabel="weights p", ylabel="processor seconds")
     right.set(xlabel="weights p", ylabel="MB of gradients")
     left.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -58,17 +58,29 @@ def draw(points: Sequence[Point], path: Path) -> Path | None:
     from matplotlib import pyplot
 
     axes = list(dict.fromkeys(point.axis for point in points))
+    colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(point.method for point in points))}
     figure, panels = pyplot.subplots(1, len(axes), figsize=(4 * len(axes), 3.2), squeeze=False)
     for axis, panel in zip(axes, panels[0], strict=True):
-        for method in dict.fromkeys(point.method for point in points if point.axis == axis):
+        values = sorted({point.value for point in points if point.axis == axis})
+        for method, colour in colours.items():
             here = [point for point in points if point.axis == axis and point.method == method]
-            panel.loglog([p.value for p in here], [p.seconds for p in here], marker="o", label=method)
-        panel.set_xlabel(axis)
-        panel.set_ylabel("seconds")
+            if len(here) == 1:  # it does not depend on this
+                panel.axhline(here[0].seconds, color=colour, linestyle="--", label=method)
+            elif here:
+                panel.plot([p.value for p in here], [p.seconds for p in here], color=colour, marker="o", label=method)
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="processor seconds")
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.minorticks_off()
+        seconds = [tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if _inside(tick, panel.get_ylim())]
+        panel.set_yticks(seconds, [str(tick) for tick in seconds])
     panels[0][0].legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     return path
+
+
+def _inside(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 def _ratio(values: Sequence[float], base: Sequence[float]) -> str:
