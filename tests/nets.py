@@ -2,12 +2,14 @@
 
 Every entry of `NETS` is a function without arguments that returns `(module, example_inputs)`: the module in eval mode
 with random weights and random batch-norm statistics, and a tuple of positional example inputs with batch 2 in axis 0
-(for `keyword_input` a dict of keyword arguments).
+(for `keyword_input` a dict of keyword arguments). `captured(name)` is its program.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +28,9 @@ from net_modules import (
 )
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateur.passes.capture import capture
+from secateur.passes.program import Program
 
 Net = tuple[nn.Module, Any]
 
@@ -250,6 +255,17 @@ NETS: dict[str, Callable[[], Net]] = {
     )
 }
 """Every net by name."""
+
+
+@functools.cache
+def _captured_once(name: str) -> Program:
+    return capture(*NETS[name]())
+
+
+def captured(name: str) -> Program:
+    """The program of a net, captured once a session: a copy of its own, which a test may change."""
+    return replace(_captured_once(name).clone(), history=("capture",))
+
 
 IMAGE_NETS: tuple[str, ...] = (
     "resnet_a",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import NETS
+from nets import captured
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,7 +36,7 @@ def _brute_force(program: Program, batches: list[tuple[Tensor, int]]) -> dict[st
 
 @pytest.mark.parametrize("name", ["resnet_b", "preact", "mobilenet"])
 def test_statistics_are_those_of_the_population(name: str) -> None:
-    program = capture(*NETS[name]())
+    program = captured(name)
     batches = _batches((5, 3, 7))
     fresh = reestimate_batch_norm(program, batches, samples=15)
     layers = dict(fresh.module().named_modules())
@@ -48,7 +48,7 @@ def test_statistics_are_those_of_the_population(name: str) -> None:
 
 
 def test_weights_modes_and_the_input_stay() -> None:
-    program = capture(*NETS["preact"]())
+    program = captured("preact")
     before = {n: t.clone() for n, t in program.module().state_dict().items()}
     momenta = {n: m.momentum for n, m in program.module().named_modules() if isinstance(m, _BatchNorm)}
     fresh = reestimate_batch_norm(program, _batches((8,)))
@@ -60,7 +60,7 @@ def test_weights_modes_and_the_input_stay() -> None:
 
 
 def test_only_as_many_samples_as_asked_for_are_read() -> None:
-    program, read = capture(*NETS["resnet_a"]()), []
+    program, read = captured("resnet_a"), []
 
     def loader():
         for batch in _batches((4, 4, 4)):
@@ -85,7 +85,7 @@ def test_broken_statistics_are_repaired() -> None:
 
 def test_an_empty_loader_is_named() -> None:
     with pytest.raises(UserError, match="no batch"):
-        reestimate_batch_norm(capture(*NETS["resnet_a"]()), [])
+        reestimate_batch_norm(captured("resnet_a"), [])
 
 
 def test_statistics_of_data_that_are_not_finite_are_refused() -> None:

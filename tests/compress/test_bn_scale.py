@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from nets import NETS
+from nets import captured
 from torch import nn
 
 from secateur.compress.sensitivity.rank import rank
@@ -28,7 +28,7 @@ def test_it_is_the_size_of_the_scale_and_needs_no_data():
 
 
 def test_several_batch_norms_of_residually_tied_units_count_alike():
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     table = rank(program, method="bn-scale")
     group = max((g for g in program.groups if g.frozen is None), key=lambda g: len(g.producers))
     norms = [m for m in group.members if "bn" in m.tensor and m.tensor.endswith("weight") and m.role == "carry"]

@@ -4,6 +4,7 @@ import functools
 import json
 from dataclasses import replace
 
+import nets
 import numpy as np
 import pytest
 from nets import NETS
@@ -20,7 +21,6 @@ from secateur.export.layer_model import LayerShape, layer_model
 from secateur.export.layer_times import Timing, time_layers
 from secateur.export.ort_session import open_session
 from secateur.export.targets import ORT_CPU
-from secateur.passes.capture import capture
 from secateur.passes.labels.flow import shape_of
 from secateur.passes.prune import apply
 
@@ -29,7 +29,7 @@ CONV = LayerShape("conv", True, 0, 0, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
 
 @functools.cache
 def captured(name):
-    return capture(*NETS[name]())
+    return nets.captured(name)
 
 
 def narrowed(program, seed):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS
+from nets import NETS, captured
 from torch import nn
 
 from secateur.compress.sensitivity.rank import METHODS, rank
@@ -34,7 +34,7 @@ def images(*shape, n=6, seed=1):
 
 def residual():
     x, y = images(3, 8, 8), torch.arange(6)
-    return Case(capture(*NETS["resnet_a"]()), [(x[:4], y[:4]), (x[4:], y[4:])], F.cross_entropy, norm=True)
+    return Case(captured("resnet_a"), [(x[:4], y[:4]), (x[4:], y[4:])], F.cross_entropy, norm=True)
 
 
 def mlp():
@@ -82,7 +82,7 @@ def keywords():
 
 def shared():
     loss = F.cross_entropy
-    return Case(capture(*NETS["shared"]()), [(images(3, 8, 8), torch.arange(6))], loss)
+    return Case(captured("shared"), [(images(3, 8, 8), torch.arange(6))], loss)
 
 
 class Tagger(nn.Module):

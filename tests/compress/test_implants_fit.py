@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from nets import NETS
+from nets import captured
 from oracle import assert_close
 from torch import Tensor, nn
 
@@ -101,7 +101,7 @@ def test_the_fit_is_the_least_squares_solution(form: str, norm: bool) -> None:
 
 @functools.cache
 def planned(name: str, form: str = "pointwise") -> tuple[Program, Plan]:
-    program = capture(*NETS[name]())
+    program = captured(name)
     table = rank(program, method="random", seed=2)
     cut = plan(program, table, target=ORT_CPU, budget=Budget(macs="60%"), by="gain")
     return program, with_implants(program, cut, table, ni_ratio=0.6, form=form, align=1)

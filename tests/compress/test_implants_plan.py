@@ -6,7 +6,7 @@ import functools
 from dataclasses import replace
 
 import pytest
-from nets import NETS, rebatch
+from nets import captured, rebatch
 from oracle import assert_close, outputs
 
 from secateur.api import apply, mask
@@ -21,14 +21,13 @@ from secateur.compress.sensitivity.rank import rank
 from secateur.compress.sensitivity.table import Sensitivity
 from secateur.errors import UserError
 from secateur.export.targets import ORT_CPU
-from secateur.passes.capture import capture
 from secateur.passes.implant_form import FORMS, Implant
 from secateur.passes.program import Program
 
 
 @functools.cache
 def ranked(name: str) -> tuple[Program, Sensitivity, Plan]:
-    program = capture(*NETS[name]())
+    program = captured(name)
     table = rank(program, method="random", seed=1)
     return program, table, plan(program, table, target=ORT_CPU, budget=Budget(macs="50%"), by="gain")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS
+from nets import captured
 
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import Cost, count
@@ -17,7 +17,6 @@ from secateur.compress.planner.plan import plan
 from secateur.compress.sensitivity.rank import rank
 from secateur.errors import UserError
 from secateur.export.targets import ORT_CPU
-from secateur.passes.capture import capture
 from secateur.passes.prune import apply
 
 LINE = "{action: prune, keep: 5/8, delta_loss: 3.1e-03 ± 4e-04, params: -90, macs: -5760, removed: [3, 7, 1]}"
@@ -39,7 +38,7 @@ groups:
 
 @functools.cache
 def made():
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     table = rank(program, method="random", seed=1)
     return program, plan(program, table, target=ORT_CPU, budget=Budget(macs="60%"))
 

@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 from importlib import import_module
 
+import nets
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from nets import NETS
 
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import CostModel, count
@@ -28,7 +28,7 @@ from secateur.passes.prune import apply
 
 @functools.cache
 def captured(name):
-    program = capture(*NETS[name]())
+    program = nets.captured(name)
     return program, CostModel.of(program)
 
 

@@ -5,11 +5,11 @@ import itertools
 import re
 from dataclasses import replace
 
+import nets
 import numpy as np
 import pytest
 import torch
 from fake_stopwatch import BETWEEN, FakeStopwatch, blocks
-from nets import NETS
 from torch import nn
 
 from secateur.compress.budget import Budget
@@ -368,7 +368,7 @@ def test_later_stages_follow_the_later_rankings(budget):
 @pytest.mark.parametrize("name", ["transposed", "conv3d", "shared"])
 def test_other_kinds_of_layers_are_measured_and_planned(name):
     """For real, but briefly; whether numbers come out right is for quiet machines."""
-    program = capture(*NETS[name]())
+    program = nets.captured(name)
     rng = np.random.default_rng(0)
     free = [group for group in program.groups if group.frozen is None]
     table = {group.name: Scores(rng.lognormal(0, 1, group.width), np.zeros(group.width)) for group in free}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import NETS, rebatch
+from nets import NETS, captured, rebatch
 from torch import Tensor, nn
 
 from secateur.compress.calibrate import calibrate
@@ -105,7 +105,7 @@ def test_percentile_leaves_out_the_outliers() -> None:
 
 @pytest.mark.parametrize("name", ["resnet_a", "resnet_b"])
 def test_minmax_calibration_against_brute_force(name: str) -> None:
-    prepared, _ = prepare(capture(*NETS[name]()), SCHEME)
+    prepared, _ = prepare(captured(name), SCHEME)
     batches = _batches()
     calibrated = calibrate(prepared, batches, observer="minmax", samples=96)
     assert not any(q.calibrated for q in _quantizers(prepared).values())
@@ -133,7 +133,7 @@ def test_only_as_many_samples_as_asked_for_are_read() -> None:
             read.append(1)
             yield batch
 
-    prepared, _ = prepare(capture(*NETS["plain"]()), SCHEME)
+    prepared, _ = prepare(captured("plain"), SCHEME)
     calibrate(prepared, loader(), samples=40, progress=lambda done, total: told.append((done, total)))
     assert len(read) == 2 and told == [(32, 40), (40, 40)]
 
@@ -154,7 +154,7 @@ def test_eight_bits_stay_close_to_float(name: str, observer: str) -> None:
 
 
 def test_activations_lie_on_their_grid() -> None:
-    result = quantize(capture(*NETS["preact"]()), _batches(), scheme=SCHEME)
+    result = quantize(captured("preact"), _batches(), scheme=SCHEME)
     checked = []
 
     def check(quantizer: FakeQuantize, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -171,7 +171,7 @@ def test_activations_lie_on_their_grid() -> None:
 
 def test_training_on_the_grid_lowers_the_loss_and_keeps_the_ranges(tmp_path: Path) -> None:
     coarse = QuantScheme(weight=Grid(bits=3, narrow=True), activation=U3)
-    program, batches = capture(*NETS["resnet_b"]()), _batches()
+    program, batches = captured("resnet_b"), _batches()
     settings = TrainSettings(epochs=12, lr=0.05, distill_weight=0.0)
     result = quantize(program, batches, scheme=coarse, qat=settings, validation=batches, state_dir=tmp_path)
     before = evaluate(result.calibrated, batches, top1, cross_entropy)
@@ -189,7 +189,7 @@ def test_training_on_the_grid_lowers_the_loss_and_keeps_the_ranges(tmp_path: Pat
 
 
 def test_the_float_program_teaches_unless_another_does() -> None:
-    program, batches = capture(*NETS["resnet_b"]()), _batches()
+    program, batches = captured("resnet_b"), _batches()
     coarse = QuantScheme(weight=Grid(bits=3, narrow=True), activation=U3)
     settings = TrainSettings(epochs=4, lr=0.01, distill_weight=1.0, temperature=1.0)
 
@@ -203,7 +203,7 @@ def test_the_float_program_teaches_unless_another_does() -> None:
 
 
 def test_training_is_left_out_where_calibration_is_good_enough() -> None:
-    program, batches = capture(*NETS["resnet_b"]()), _batches()
+    program, batches = captured("resnet_b"), _batches()
     settings = TrainSettings(epochs=1)
     lax = quantize(program, batches, scheme=SCHEME, qat=settings, validation=batches, tolerance=100.0)
     assert len(lax.history) == 1 and lax.chosen.startswith("calibrated:")
@@ -214,13 +214,13 @@ def test_training_is_left_out_where_calibration_is_good_enough() -> None:
 
 
 def test_journal_names_what_stays_float() -> None:
-    result = quantize(capture(*NETS["resnet_b"]()), _batches(), scheme=SCHEME)
+    result = quantize(captured("resnet_b"), _batches(), scheme=SCHEME)
     assert [name for name, _ in result.journal] == ["linear"]
     assert result.chosen == "calibrated"
 
 
 def test_bad_input_is_named() -> None:
-    program = capture(*NETS["plain"]())
+    program = captured("plain")
     with pytest.raises(UserError, match="no batch"):
         quantize(program, [], scheme=SCHEME)
     with pytest.raises(UserError, match="observer"):
@@ -234,7 +234,7 @@ def test_bad_input_is_named() -> None:
 
 
 def test_a_quantised_program_survives_saving(tmp_path: Path) -> None:
-    result = quantize(capture(*NETS["resnet_a"]()), _batches(), scheme=SCHEME)
+    result = quantize(captured("resnet_a"), _batches(), scheme=SCHEME)
     result.program.save(tmp_path)
     loaded = Program.load(tmp_path).eval()
     x = torch.randn(5, 3, 8, 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS
+from nets import captured
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -40,7 +40,7 @@ def hap(program, data=None, loss=F.cross_entropy, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_scores_every_group_that_may_shrink(method):
-    program = capture(*NETS["resnet_a"]())
+    program = captured("resnet_a")
     x, y = torch.randn(4, 3, 8, 8), torch.arange(4)
     table = rank(program, [(x, y)], F.cross_entropy, method=method, probes=2)
     assert table.method == method
@@ -60,7 +60,7 @@ def test_every_method_scores_every_group_that_may_shrink(method):
     ],
 )
 def test_magnitude_is_the_mean_square_of_all_producers(name, holds):
-    program = capture(*NETS[name]())
+    program = captured(name)
     table = rank(program, method="magnitude")
     group = next(g for g in program.groups if g.frozen is None and holds(g))
     weights = [program.graph_module.get_parameter(m.tensor).detach().double() for m in group.producers]
@@ -79,7 +79,7 @@ def test_random_depends_on_the_seed_and_the_name_only(program):
     other = rank(program, method="random", seed=2)
     assert all((first.groups[n].delta_loss == second.groups[n].delta_loss).all() for n in first.groups)
     assert any((first.groups[n].delta_loss != other.groups[n].delta_loss).any() for n in first.groups)
-    wide = rank(capture(*NETS["resnet_b"]()), method="random")
+    wide = rank(captured("resnet_b"), method="random")
     same_width = [s.delta_loss for s in wide.groups.values() if len(s.delta_loss) == 8]
     assert not np.array_equal(same_width[0], same_width[1])
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from nets import NETS
+from nets import captured
 
 from secateur.compress.budget import Budget
 from secateur.compress.cost.model import count
@@ -13,13 +13,12 @@ from secateur.compress.planner.plan import plan
 from secateur.compress.planner.repredict import EDITED, edits, repredict
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.export.targets import ORT_CPU
-from secateur.passes.capture import capture
 from secateur.passes.prune import apply
 
 
 @pytest.fixture(scope="module")
 def made():
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     rng = np.random.default_rng(0)
     groups = {}
     for group in program.groups:

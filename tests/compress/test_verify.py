@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS
+from nets import captured
 from scipy.stats import spearmanr
 
 from secateur.compress.heal.bn import reestimate_batch_norm
@@ -14,13 +14,12 @@ from secateur.compress.sensitivity.rank import rank
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.compress.sensitivity.verify import Verification, rank_correlation, verify_ranking
 from secateur.errors import UserError
-from secateur.passes.capture import capture
 from secateur.passes.prune import apply
 
 
 @pytest.fixture(scope="module")
 def program():
-    return capture(*NETS["resnet_a"]())
+    return captured("resnet_a")
 
 
 @pytest.fixture(scope="module")

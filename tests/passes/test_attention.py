@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -60,12 +62,18 @@ def double(tree):
     return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, tree)
 
 
-def program_of(name: str) -> tuple[Program, tuple]:
+@functools.cache
+def _captured(name: str) -> tuple[Program, tuple]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, inputs = ATTENTION_NETS[name]()
     inputs = double(inputs)
     return capture(net.double().eval(), inputs), inputs
+
+
+def program_of(name: str) -> tuple[Program, tuple]:
+    program, inputs = _captured(name)
+    return program.clone(), inputs
 
 
 def free(program: Program) -> dict[str, int]:

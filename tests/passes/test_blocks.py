@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from nets import NETS, rebatch
+from nets import captured, rebatch
 from oracle import assert_close, outputs
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ from secateur.passes.verify import verify
     ],
 )
 def test_blocks_are_found_by_name(name: str, expected: list[str]) -> None:
-    program = capture(*NETS[name]())
+    program = captured(name)
     assert [block.name for block in residual_blocks(program)] == expected
 
 
@@ -106,15 +106,15 @@ def test_layers_that_are_used_elsewhere_stay() -> None:
 
 
 def test_an_unknown_block_is_told() -> None:
-    program = capture(*NETS["resnet_a"]())
+    program = captured("resnet_a")
     with pytest.raises(UserError, match=r"no residual block is called 'layer1.3'[\s\S]*layer1.0, layer1.1, layer2.1"):
         drop_blocks(program, ["layer1.3"])
     with pytest.raises(UserError, match="this network has none"):
-        drop_blocks(capture(*NETS["plain"]()), ["layer1.0"])
+        drop_blocks(captured("plain"), ["layer1.0"])
 
 
 def test_the_program_given_is_not_changed_and_the_smaller_one_is_saved(tmp_path) -> None:
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     before = str(program.graph)
     smaller = drop_blocks(program, ["layer1.0", "layer2.1"])
     assert str(program.graph) == before and smaller.history[-1] == "drop blocks"

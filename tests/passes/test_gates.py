@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS, rebatch
+from nets import NETS, captured, rebatch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -19,10 +19,6 @@ from secateur.passes.gates import Gate, Gated, insert_gates
 from secateur.passes.mask import mask
 from secateur.passes.program import Program
 from secateur.passes.sample_axis import SampleAxis
-
-
-def program_of(name: str) -> Program:
-    return capture(*NETS[name]())
 
 
 def call(module: nn.Module, inputs: Any) -> list[Tensor]:
@@ -45,7 +41,7 @@ def removal(program: Program, gated: Gated, seed: int) -> tuple[dict[str, list[i
 
 @pytest.mark.parametrize("name", NETS)
 def test_gates_are_removal(name: str) -> None:
-    program = program_of(name)
+    program = captured(name)
     inputs = rebatch(NETS[name]()[1], 3)
     gated = insert_gates(program)
     assert sum(g.width for g in program.groups if g.frozen is None) == gated.units
@@ -262,7 +258,7 @@ def test_integer_inputs_all_zero() -> None:
 
 
 def test_one_gate_for_all_layers_that_read_a_value() -> None:
-    program = capture(*NETS["shared"]())
+    program = captured("shared")
     gated = insert_gates(program)
     gates = [n for n in gated.module.graph.nodes if n.op == "call_module" and str(n.target).startswith("gate_")]
     assert len({n.args[0] for n in gates}) == len(gates)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS, rebatch
+from nets import captured, rebatch
 from oracle import assert_close, outputs
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def test_dynamic_lengths_and_notes_stay() -> None:
 
 
 def test_the_program_stays_and_the_same_arguments_give_the_same_result() -> None:
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     before = {k: v.clone() for k, v in program.module().state_dict().items()}
     implants = {"conv1": Implant((0, 3)), "layer2.0.conv1": Implant((5, 1, 2), "low-rank", 1)}
     one, two = (implant(program, implants).program for _ in range(2))
@@ -85,7 +85,7 @@ def test_the_program_stays_and_the_same_arguments_give_the_same_result() -> None
 @pytest.mark.parametrize("name", ["resnet_a", "resnet_b", "preact", "densenet", "plain", "biased"])
 def test_every_group_that_may_have_implants_at_once(name: str) -> None:
     """Residual streams, with and without weights on their shortcuts, pre-activation, concatenation."""
-    program = capture(*NETS[name]())
+    program = captured(name)
     fit = [g for g in program.groups if isinstance(implantable(program, g), Allowed) and g.width > 2]
     assert fit
     implants = {g.name: Implant(tuple(range(0, g.width, 3))) for g in fit}
@@ -97,7 +97,7 @@ def test_every_group_that_may_have_implants_at_once(name: str) -> None:
 
 
 def test_a_tied_group_gets_an_implant_in_every_convolution_with_a_kernel() -> None:
-    program = capture(*NETS["resnet_b"]())
+    program = captured("resnet_b")
     made = implant(program, {"layer2.0.conv2": Implant((1, 4))})
     layers = {s.rows.layer for s in made.stand_ins}
     assert "layer2.0.conv2" in layers and not any("shortcut" in layer for layer in layers)
@@ -233,11 +233,11 @@ def test_outputs_keep_their_order() -> None:
     ],
 )
 def test_wrong_requests(implants: dict, keep: dict, message: str) -> None:
-    program = capture(*NETS["resnet_a"]())
+    program = captured("resnet_a")
     with pytest.raises(UserError, match=message):
         implant(program, implants, keep=keep)
 
 
 def test_an_unknown_start() -> None:
     with pytest.raises(UserError, match="did you mean zeros"):
-        implant(capture(*NETS["plain"]()), {}, init="zero")
+        implant(captured("plain"), {}, init="zero")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS, rebatch
+from nets import NETS, captured, rebatch
 from oracle import assert_same_function
 from torch import Tensor, nn
 
@@ -61,10 +61,6 @@ EXPECTED = {
 }
 
 
-def program_of(name: str) -> Program:
-    return capture(*NETS[name]())
-
-
 def random_keep(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     free = (group for group in program.groups if group.frozen is None)
@@ -73,14 +69,14 @@ def random_keep(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_groups_are_those_derived_by_hand(name: str) -> None:
-    groups = program_of(name).groups
+    groups = captured(name).groups
     assert {g.name: g.width if g.frozen is None else g.frozen.reason for g in groups} == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_apply_equals_mask(name: str) -> None:
     _, inputs = NETS[name]()
-    program = program_of(name)
+    program = captured(name)
     for seed in range(2):
         keep = random_keep(program, seed)
         if keep:
@@ -89,7 +85,7 @@ def test_apply_equals_mask(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_every_position_belongs_to_one_unit_at_most(name: str) -> None:
-    program = program_of(name)
+    program = captured(name)
     seen: dict[tuple[str, int], np.ndarray] = {}
     tensors = dict(program.module().state_dict())
     for group in program.groups:
@@ -144,7 +140,7 @@ def test_flatten_gives_every_unit_a_block_of_the_linear_layer() -> None:
 
 
 def test_depthwise_weights_are_producers() -> None:
-    program = program_of("mobilenet")
+    program = captured("mobilenet")
     group = next(g for g in program.groups if g.name == "features.3.conv.0")
     assert [m.tensor for m in group.producers] == ["features.3.conv.0.weight", "features.3.conv.3.weight"]
 
@@ -245,7 +241,7 @@ def test_a_channel_used_on_its_own_stays() -> None:
 
 
 def test_groups_do_not_depend_on_weights() -> None:
-    program = program_of("densenet")
+    program = captured("densenet")
     other = program.clone()
     with torch.no_grad():
         for parameter in other.module().parameters():
@@ -259,7 +255,7 @@ def test_groups_do_not_depend_on_weights() -> None:
 
 
 def test_axis_terms_add_up() -> None:
-    program = program_of("resnet_a")
+    program = captured("resnet_a")
     terms = axis_terms(program)
     out, inputs = terms["layer2.0.conv2.weight"]
     assert dict(out.terms) == {"conv1": 1, "layer2.0.conv2": 1} and out.fixed == 0

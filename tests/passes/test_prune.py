@@ -6,23 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import NETS
+from nets import captured
 from oracle import assert_same_function
 from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.passes.capture import capture
 from secateur.passes.mask import mask
-from secateur.passes.program import Program
 from secateur.passes.prune import apply
 
 
-def program_of(name: str) -> Program:
-    return capture(*NETS[name]())
-
-
 def test_input_is_untouched_and_history_grows() -> None:
-    program = program_of("plain")
+    program = captured("plain")
     before = {k: v.clone() for k, v in program.module().state_dict().items()}
     graph = str(program.graph)
     smaller, silenced = apply(program, {"0": [1, 5]}), mask(program, {"0": [1, 5]})
@@ -33,7 +28,7 @@ def test_input_is_untouched_and_history_grows() -> None:
 
 
 def test_tensors_and_attributes_follow() -> None:
-    program = program_of("mobilenet")
+    program = captured("mobilenet")
     program.module().get_parameter("features.0.weight").requires_grad_(False)
     keep = [0, 3, 5, 11]
     smaller = apply(program, {"features.3.conv.0": keep, "features.0": [2, 4]})
@@ -53,21 +48,21 @@ def test_tensors_and_attributes_follow() -> None:
 
 
 def test_shared_tensors_stay_shared() -> None:
-    smaller = apply(program_of("shared"), {"stem": [0, 2, 7]})
+    smaller = apply(captured("shared"), {"stem": [0, 2, 7]})
     module = smaller.module()
     assert module.get_parameter("first.weight") is module.get_parameter("second.weight")
     assert module.get_parameter("first.weight").shape == (3, 3)
 
 
 def test_selection_is_a_set_in_any_order() -> None:
-    program = program_of("plain")
+    program = captured("plain")
     one, two = apply(program, {"0": [5, 1]}), apply(program, {"0": np.array([1, 5])})
     for a, b in zip(one.module().state_dict().values(), two.module().state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_smaller_program_trains() -> None:
-    program = program_of("resnet_a")
+    program = captured("resnet_a")
     smaller = apply(program, {"conv1": [0, 1, 2], "layer2.0.conv2": [3]}).train()
     loss = smaller.module()(torch.randn(4, 3, 8, 8)).square().sum()
     loss.backward()
@@ -75,7 +70,7 @@ def test_a_smaller_program_trains() -> None:
 
 
 def test_nothing_to_remove() -> None:
-    program = program_of("plain")
+    program = captured("plain")
     for keep in ({}, {"0": range(8)}):
         with pytest.raises(UserError, match="nothing would be removed"):
             apply(program, keep)
@@ -96,14 +91,14 @@ def test_nothing_to_remove() -> None:
     ],
 )
 def test_refusals(keep: dict, message: str) -> None:
-    program = program_of("resnet_a")
+    program = captured("resnet_a")
     for rewrite in (apply, mask):
         with pytest.raises(UserError, match=message):
             rewrite(program, keep)
 
 
 def test_frozen_groups_may_be_named_if_kept_whole() -> None:
-    program = program_of("plain")
+    program = captured("plain")
     assert apply(program, {"0": [0, 1], "12": range(10)}).module()(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 

@@ -1,15 +1,13 @@
 """`verify` finds what a faulty rewrite would leave; shapes are propagated; passes are run with their checks."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from nets import NETS
+from nets import NETS, captured
 from torch import nn
 
 from secateur.errors import Allowed, Refused, UserError
-from secateur.passes.capture import capture
 from secateur.passes.passbase import JournalEntry, Pass, PassResult, run_pass, run_passes
 from secateur.passes.program import Program
 from secateur.passes.shapes import batch_size, propagate, resize_batch, values_of
@@ -17,18 +15,9 @@ from secateur.passes.tidy import tidy
 from secateur.passes.verify import InvalidProgram, verify
 
 
-@functools.cache
-def _captured(name: str) -> Program:
-    return capture(*NETS[name]())
-
-
-def program_of(name: str = "plain") -> Program:
-    return replace(_captured(name).clone(), history=("capture",))
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_captured_programs_hold(name):
-    program = program_of(name)
+    program = captured(name)
     verify(program)
     verify(program.clone(step="copy"))
 
@@ -113,20 +102,20 @@ def baked_batch(program: Program) -> None:
     ],
 )
 def test_faults_are_found(fault, message):
-    program = program_of()
+    program = captured("plain")
     fault(program)
     with pytest.raises(InvalidProgram, match=message):
         verify(program)
 
 
 def test_a_static_batch_is_checked_at_that_batch_only():
-    program = program_of()
+    program = captured("plain")
     baked_batch(program)
     verify(replace(program, static_batch="for the test"))
 
 
 def test_shapes_follow_the_inputs():
-    program = program_of("resnet_a")
+    program = captured("resnet_a")
     args, kwargs = resize_batch(program.example_args, program.example_kwargs, 7)
     assert batch_size(args, kwargs) == 7
     before = {k: v.clone() for k, v in program.graph_module.state_dict().items()}
@@ -142,7 +131,7 @@ def test_shapes_follow_the_inputs():
 
 
 def test_a_clone_shares_no_weights_and_keeps_shapes():
-    program = program_of()
+    program = captured("plain")
     copy = program.clone(step="copy")
     own = {id(p) for p in program.graph_module.parameters()}
     assert not own & {id(p) for p in copy.graph_module.parameters()}
@@ -151,7 +140,7 @@ def test_a_clone_shares_no_weights_and_keeps_shapes():
 
 
 def test_tidy_drops_what_nothing_uses_and_keeps_the_mode():
-    program = program_of().train()
+    program = captured("plain").train()
     dead_node(program), unused_module(program), unused_buffer(program)
     tidied = replace(program, graph_module=tidy(program.graph_module))
     verify(tidied)
@@ -183,7 +172,7 @@ class Rename:
 
 
 def test_passes_are_checked():
-    program = program_of()
+    program = captured("plain")
     assert isinstance(Rename(), Pass)
     result = run_passes([Rename(), Rename("again")], program, debug=True)
     assert result.program.history == ("capture", "rename", "again") and result.modified and len(result.journal) == 2
