@@ -72,9 +72,10 @@ def parse_amount(text: object, units: Mapping[str, float], examples: tuple[str, 
         raise ValueError(f"{text} is a budget without a unit; write {relative} or {absolute}")
     if unit != "%" and unit not in units:
         raise ValueError(f"unknown unit {match[2]!r}; there is: %, {', '.join(units)}")
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{text} is not positive; write {relative} or {absolute}")
-    return Amount(number / 100, True) if unit == "%" else Amount(number * units[unit], False)
+    value = number / 100 if unit == "%" else number * units[unit]
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{text} is {'not positive' if value <= 0 else 'too large'}; write {relative} or {absolute}")
+    return Amount(value, unit == "%")
 
 
 class Budget(BaseModel):

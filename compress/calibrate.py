@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..passes.program import Program
 from ..passes.quant.modules import FakeQuantize
 from ..passes.shapes import eval_mode, flatten_inputs
-from .data import Loader, split_batch
+from .data import Loader, empty_loader, split_batch
 from .heal.device import device_of, to_device
 from .observe import OBSERVERS, Histogram
 
@@ -86,7 +86,7 @@ def _observe(
     for quantizer in quantizers.values():
         quantizer.enabled = True
     if seen == 0:
-        raise UserError("the calibration loader yields no batch", where="data.factory", hint="check the data path")
+        raise empty_loader(loader, "calibration")
     return collector.histograms
 
 

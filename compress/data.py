@@ -37,8 +37,9 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
         UserError: The batch is not a pair.
     """
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        many = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise UserError(
-            f"a batch must be a pair (inputs, target), not {type(batch).__name__}",
+            f"a batch must be a pair (inputs, target), not {type(batch).__name__}{many}",
             where="data factory",
             why="the loader yields something else",
             hint="yield (inputs, target); inputs is a tensor, a tuple of tensors, or a dict of keyword arguments",
@@ -49,6 +50,22 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}, target
     return (inputs,), {}, target
+
+
+def empty_loader(loader: Any, name: str = "") -> UserError:
+    """What is said of a loader that yields nothing.
+
+    Args:
+        loader: It; its own name, if it has one, goes before `name`.
+        name: What it is for.
+    """
+    name = getattr(loader, "loader_name", name)
+    return UserError(
+        f"the {name!r} loader is empty" if name else "the loader is empty",
+        where="data.factory",
+        why="it yields no batch",
+        hint="check the data path and the split sizes",
+    )
 
 
 def run_batch(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

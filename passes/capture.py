@@ -183,15 +183,17 @@ def _run_model(source: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
             "the model does not run on the example inputs",
             where=type(source).__name__,
             why=f"{type(error).__name__}: {_first_line(error)}",
-            hint=_types_hint(source, (args, dict(kwargs)))
+            hint=_types_hint(source, (args, dict(kwargs)), error)
             or "pass a tensor, a tuple of positional arguments or a dict of keyword arguments that model(…) accepts",
         ) from error
 
 
-def _types_hint(source: nn.Module, inputs: Any) -> str:
-    """What to change if weights and inputs are floats of different types; nothing if that is not it."""
+def _types_hint(source: nn.Module, inputs: Any, error: Exception) -> str:
+    """What to change if weights and inputs are of different types; nothing if that is not it."""
     weights = {str(p.dtype) for p in source.parameters() if p.is_floating_point()}
-    given = {str(x.dtype) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()}
+    about_types = re.search(r"scalar type|dtype|\w+Tensor\) and weight", str(error)) is not None
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    given = {str(x.dtype) for x in tensors if x.is_floating_point() or about_types}
     if not weights or not given or weights == given:
         return ""
     types = f"the weights are {', '.join(sorted(weights))}, the inputs {', '.join(sorted(given))}"

@@ -13,6 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from .compress.budget import EXAMPLES, UNITS, Amount, parse_amount
 from .factory import DataSpec
 
+MOST_THREADS = 1024
+"""More than a runtime can use; far more crash it."""
+
 
 def _is_duration(text: str) -> str:
     limit_of("latency", text)
@@ -85,7 +88,7 @@ class LatencyGate(Gate):
 
     max: Annotated[str, AfterValidator(_is_duration)] | None = None
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS)
     seconds: float = Field(default=5.0, gt=0.0)
 
     @field_validator("batches")

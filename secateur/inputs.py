@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from .checkpoint import load_checkpoint
-from .compress.data import Loader, LossFn, MetricFn, split_batch
+from .compress.data import Loader, LossFn, MetricFn, empty_loader, split_batch
 from .compress.heal.evaluate import cross_entropy, top1
 from .compress.heal.randomness import seeded
 from .errors import UnsupportedError, UserError
@@ -124,9 +124,7 @@ def example_inputs(loader: Loader, samples: int | None = 2) -> tuple[tuple[Any, 
     """
     first = list(itertools.islice(loader, 1))
     if not first:
-        raise UserError(
-            "the loader yields no batch", where="data.factory", hint="check the data path and the split sizes"
-        )
+        raise empty_loader(loader)
     args, kwargs, _ = split_batch(first[0])
     args, kwargs = _pytree.tree_map_only(torch.Tensor, lambda t: t[:samples].clone(), (args, dict(kwargs)))
     return args, kwargs

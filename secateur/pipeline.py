@@ -126,7 +126,8 @@ def _one_process(directory: str) -> None:
 def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
     """Makes `recipe` the recipe of the run; refuses to mix two recipes unless asked to."""
     resolved = recipe.model_dump(mode="json")
-    if run.recipe_file.exists() and not resume:
+    begun = any(run.record(step.folder) for step in STEPS.values())  # else there is nothing that two recipes could mix
+    if run.recipe_file.exists() and begun and not resume:
         before = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
         changed = [key for key, value in before.model_dump(mode="json").items() if resolved[key] != value]
         if changed:

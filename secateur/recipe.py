@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from .compress.budget import Budget
 from .compress.chita.structured_settings import StructuredSettings
 from .compress.heal.settings import HealSettings, TrainSettings
 from .compress.sensitivity.rank import check_options
 from .compress.sensitivity.verify import LEAST
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .export.targets import TARGETS
 from .export.tensorrt.settings import EngineSettings
 from .factory import DataSpec
-from .gates import Gates
+from .gates import MOST_THREADS, Gates
 from .passes.implant_form import RANKED
+
+NAMED = {"loss": ("cross_entropy",), "metric": ("top1",)}
+"""Losses and metrics that have a name; `inputs` holds the functions."""
 
 
 class Section(BaseModel):
@@ -212,7 +215,18 @@ class Recipe(Section):
     engine: EngineSettings = EngineSettings()
     gates: Gates = Gates()
     seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+
+    @field_validator("loss", "metric")
+    @classmethod
+    def _names_a_function(cls, text: str, info: ValidationInfo) -> str:
+        known = NAMED[str(info.field_name)]
+        if text not in known and not all(part for part in text.rpartition(":")):
+            raise ValueError(
+                f"{text!r} names no function{did_you_mean(text, known)}; write one of {', '.join(known)}, or "
+                "package.module:function or path/to/file.py:function"
+            )
+        return text
 
     @field_validator("target")
     @classmethod

@@ -81,8 +81,14 @@ def read_yaml(path: Path, *, what: str) -> Any:
         raise UserError(
             f"there is no {what} here", where=str(path), hint="check the path; `secateur init` writes a recipe"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the {what} cannot be read", where=str(path), why=str(error)) from None
+    except OSError as error:
+        raise UserError(f"the {what} cannot be read", where=str(path), why=str(error), hint="check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the {what} cannot be read", where=str(path), why=str(error), hint="save it as UTF-8"
+        ) from None
+    except RecursionError:
+        raise UserError(f"the {what} is nested too deeply", where=str(path), hint="see what wrote it") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark
         at = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)

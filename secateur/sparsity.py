@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from . import inputs
+from .compress.chita.constraints import check_sparsity
+from .compress.chita.nm import parse_pattern
 from .compress.data import Loader, LossFn
 from .compress.heal.evaluate import cross_entropy, evaluate
 from .compress.heal.heal import heal
@@ -73,6 +75,10 @@ def sparsify_settings(options: Mapping[str, Any]) -> SparsifySettings:
         UserError: An option is unknown, has a value that it cannot have, or would do nothing.
     """
     settings = settings_of(SparsifySettings, options, where="sparsify")
+    if settings.pattern is None:
+        check_sparsity(settings.sparsity)
+    else:
+        parse_pattern(settings.pattern)
     idle = unread(settings, options)
     if idle:
         without = f"leave {'it' if len(idle) == 1 else 'them'} out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -45,6 +46,11 @@ def known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     return list(section.model_fields)
 
 
+def _type_text(annotation: Any) -> str:
+    """A type as it is written; of several spellings of one value, the last."""
+    return inspect.formatannotation(annotation).replace("typing.", "").replace("NoneType", "None")
+
+
 def settings_of(model: type[Settings], options: Mapping[str, Any], *, where: str) -> Settings:
     """Settings from the keyword arguments of a public function.
 
@@ -65,4 +71,8 @@ def settings_of(model: type[Settings], options: Mapping[str, Any], *, where: str
         key = ".".join((where, *(str(part) for part in first["loc"][:1])))
         if not first["loc"]:  # of the settings together
             raise UserError(first["msg"].removeprefix("Value error, "), where=where) from None
-        raise UserError(f"{first['input']!r} cannot be used: {first['msg']}", where=key) from None
+        name = str(first["loc"][0])
+        annotation = model.model_fields[name].annotation
+        raise UserError(
+            f"{options[name]!r} cannot be used: {first['msg']}", where=key, hint=f"{name} is {_type_text(annotation)}"
+        ) from None

@@ -236,7 +236,9 @@ def check(
 def sparsify(
     source: Source,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/NAME-sparse if not given.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights that become zero: 0.7.")] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Share of weights that become zero: 0.7 or 70%.", metavar="SHARE")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="reconstruct, chita++, chita, chita-bso, chita-cd, a baseline.")
     ] = None,

@@ -22,7 +22,7 @@ def bench(
     source: Annotated[list[Path], typer.Argument(help="ONNX files, engines, or an artifact.", show_default=False)],
     batch: Batches = "1,32",
     seconds: Annotated[float, typer.Option(help="Time spent on each batch size.", min=0.01)] = 3.0,
-    threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of onnxruntime.", min=1, max=1024)] = 1,
     provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from safetensors.torch import save_file
 
+from ..disk import disk_errors
 from ..errors import UserError
 from ..export.artifact import install
 from ..export.export import export
@@ -52,6 +54,8 @@ def run_sparsify(
     Returns:
         The exit code.
     """
+    if isinstance(options.get("sparsity"), str):
+        options = {**options, "sparsity": _share(str(options["sparsity"]))}
     settings = sparsify_settings(options)
     folder = out or Path("runs") / f"{source.stem}-sparse"
     if folder.exists() and any(folder.iterdir()) and not ((folder / FACTS).is_file() and force):
@@ -60,6 +64,7 @@ def run_sparsify(
             where=str(folder),
             hint="name another with --out, or replace an earlier sparsify with --force",
         )
+    _can_write(folder)
     with ConsoleReporter(quiet=quiet) as reporter:
         job = SparsifyJob(source, overrides, reporter)
         reporter.step("sparsify", "started", settings.method)
@@ -90,6 +95,30 @@ def run_sparsify(
         console.print(_table(facts))
         console.print(f"artifact: {folder / ARTIFACT}", markup=False, soft_wrap=True)
     return 0
+
+
+def _share(text: str) -> float:
+    """A share, written as 0.7 or 70%.
+
+    Raises:
+        UserError: It is neither.
+    """
+    try:
+        return float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        raise UserError(f"{text!r} is no share of the weights", where="--sparsity", hint="write 0.7 or 70%") from None
+
+
+def _can_write(folder: Path) -> None:
+    """Finds out before the work, not after it, whether its result can be written.
+
+    Raises:
+        UserError: It cannot.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
+            pass
 
 
 def _write(folder: Path, program: Program, job: SparsifyJob, facts: Mapping[str, Any]) -> None:

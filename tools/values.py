@@ -24,6 +24,8 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{pair!r} is not KEY=VALUE", where="--set or --option", hint="for instance heal.epochs=3")
         try:
             values[key] = YAML(typ="safe", pure=True).load(text)
+        except RecursionError:
+            raise UserError(f"the value of {key} is nested too deeply", where="--set") from None
         except YAMLError as error:
             raise UserError(f"the value of {key} is not YAML", where="--set", why=str(error).splitlines()[0]) from None
     return values

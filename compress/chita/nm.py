@@ -54,12 +54,7 @@ class NM:
         Raises:
             UserError: N:M makes no sense, or no tensor can have it.
         """
-        if not 0 < kept < group:
-            raise UserError(
-                f"a pattern {kept}:{group} removes nothing or everything",
-                where="sparsify.pattern",
-                hint="2:4 keeps two of four",
-            )
+        _check(kept, group)
         indices, refused = [], {}
         dense = torch.zeros(variables.size, dtype=torch.bool)
         for item in variables:
@@ -82,12 +77,22 @@ def parse_pattern(text: str) -> tuple[int, int]:
     """N and M of `"2:4"`.
 
     Raises:
-        UserError: It is nothing of the sort.
+        UserError: It is nothing of the sort, or makes no sense.
     """
     kept, _, group = text.partition(":")
     if not (kept.isdecimal() and group.isdecimal()):
         raise UserError(f"a pattern is written N:M, not {text!r}", where="sparsify.pattern", hint="pattern: 2:4")
+    _check(int(kept), int(group))
     return int(kept), int(group)
+
+
+def _check(kept: int, group: int) -> None:
+    if not 0 < kept < group:
+        raise UserError(
+            f"a pattern {kept}:{group} removes nothing or everything",
+            where="sparsify.pattern",
+            hint="2:4 keeps two of four",
+        )
 
 
 def holds_pattern(weight: Tensor, kept: int, group: int, axis: int = 1) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, run_batch, split_batch
+from ..data import Loader, empty_loader, run_batch, split_batch
 from .device import device_of, to_device
 
 
@@ -53,7 +53,7 @@ def reestimate_batch_norm(program: Program, loader: Loader, *, samples: int = 20
         for handle in handles:
             handle.remove()
         if seen == 0:
-            raise UserError("the loader yields no batch", where="data.factory", hint="check the data path")
+            raise empty_loader(loader)
         if not all(meter.finite for meter in meters):
             raise UserError(
                 "what a batch norm reads is not finite",

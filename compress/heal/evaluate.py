@@ -15,7 +15,17 @@ from torch.utils import _pytree as pytree
 from ...errors import UserError
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, check_labels, first_line, run_batch, shapes_of, split_batch
+from ..data import (
+    Loader,
+    LossFn,
+    MetricFn,
+    check_labels,
+    empty_loader,
+    first_line,
+    run_batch,
+    shapes_of,
+    split_batch,
+)
 from .device import device_of, to_device
 
 
@@ -67,9 +77,7 @@ def evaluate(
             if loss is not None:
                 losses += float(loss(output, target)) * score.numel()
     if samples == 0:
-        raise UserError(
-            "the loader yields no batch", where="data.factory", hint="check the data path and the split sizes"
-        )
+        raise empty_loader(loader)
     mean = scores / samples
     spread = max(squares / samples - mean**2, 0.0)
     return Evaluation(mean, losses / samples if loss is not None else None, samples, (spread / samples) ** 0.5)

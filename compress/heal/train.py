@@ -18,7 +18,7 @@ from ...errors import UserError
 from ...passes.fold import fold_batch_norm
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
-from ..data import Loader, LossFn, MetricFn, run_batch, scalar_loss, split_batch
+from ..data import Loader, LossFn, MetricFn, empty_loader, run_batch, scalar_loss, split_batch
 from .device import autocast, device_of, to_device, uses_bf16
 from .distill import class_axes, distillation_loss
 from .evaluate import Evaluation, evaluate, top1
@@ -185,7 +185,7 @@ class _Run:
                     self.progress(at.step, self.total, loss=value, lr=lr, eta=eta)
         _set_modes(self.module, training=False)
         if at.step == first:
-            raise _no_batch()
+            raise empty_loader(self.loader, "train")
         at.epoch += 1
         lr = learning_rate(self.settings, at.step - 1, self.total, self.steps_per_epoch)
         seconds = round(time.monotonic() - begun, 3)
@@ -299,12 +299,8 @@ def _length(loader: Loader) -> int:
     except TypeError:
         length = sum(1 for _ in loader)
     if length == 0:
-        raise _no_batch()
+        raise empty_loader(loader, "train")
     return length
-
-
-def _no_batch() -> UserError:
-    return UserError("the training loader yields no batch", where="data.factory", hint="check the data path")
 
 
 def _float(output: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import UserError
 from ...passes.program import Program
-from ..data import Loader, LossFn, run_batch, scalar_loss, split_batch
+from ..data import Loader, LossFn, empty_loader, run_batch, scalar_loss, split_batch
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ def read_batches(loader: Loader | None, samples: int, program: Program, device: 
         if left <= 0:
             return batches
     if not batches:
-        raise UserError(
-            "the loader is empty", where="data", why="it yielded no batch", hint="check the data path and split"
-        )
+        raise empty_loader(loader)
     return batches
 
 
