@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from warm_python import warm_commands
 
 ROOT = Path(__file__).parents[1]
 PACK = ROOT.parent / "shared" / "data"
@@ -71,6 +73,23 @@ def pytest_terminal_summary(terminalreporter):
 def _seeds():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """A folder with a `python` and a `secateur` that start at once."""
+    with warm_commands() as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def warm_checks(warm):
+    """Gates of this module run on an interpreter that starts at once; those of `test_checking.py` on a new one."""
+    from secateur import checking
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "sys", SimpleNamespace(executable=str(warm / "python"), path=sys.path))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from doc_blocks import blocks
-from warm_python import warm_commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,13 +37,6 @@ LIMITS = ("latency: {max: 2000%, batches: [1, 32], threads: 1, seconds: 0.1}", "
 """What then stands in the recipe."""
 
 _FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
-
-
-@pytest.fixture(scope="session")
-def warm():
-    """A folder with a `python` and a `secateur` that start at once."""
-    with warm_commands() as commands:
-        yield commands
 
 
 @pytest.mark.timeout(3600)

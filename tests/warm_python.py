@@ -36,6 +36,7 @@ COMMANDS = ("python", "secateur")
 LIBRARIES = (
     "torch._dynamo",
     "torch.export._trace",
+    "torch.distributed",
     "torch.utils.data",
     "networkx",
     "sympy.combinatorics",

@@ -133,8 +133,8 @@ def tensors(found: Program) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
-def test_two_processes_give_what_one_gives(tmp_path):
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+def test_two_processes_give_what_one_gives(tmp_path, warm):
+    workers = [subprocess.Popen([warm / "python", __file__, str(rank), str(tmp_path)]) for rank in range(2)]
     try:
         assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
     finally:

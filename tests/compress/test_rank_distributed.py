@@ -36,8 +36,8 @@ def work(number: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
-def test_two_processes_give_what_one_gives(tmp_path):
-    workers = [subprocess.Popen([sys.executable, __file__, str(number), str(tmp_path)]) for number in range(2)]
+def test_two_processes_give_what_one_gives(tmp_path, warm):
+    workers = [subprocess.Popen([warm / "python", __file__, str(number), str(tmp_path)]) for number in range(2)]
     assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
     for method, alone in tables().items():
         for number in range(2):

@@ -147,6 +147,7 @@ def test_a_device_that_was_there_or_a_broken_limit_is_another_matter():
     assert not Verdict("out", (SKIPPED,), unverified="x").passed  # nothing was looked at
 
 
+@pytest.mark.usefixtures("warm_checks")
 def test_the_command_line_exits_with_5(original, capsys):
     from runs import secateur
 

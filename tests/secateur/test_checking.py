@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import gate_artifacts
 import pytest
 
+from secateur import checking
 from secateur.checking import SuiteCrashed, check
 from secateur.errors import ExitCode, UserError
 from secateur.factory import DataSpec
@@ -24,6 +26,12 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checking") / "artifact"
     gate_artifacts.write_artifact(folder)
     return folder
+
+
+@pytest.fixture
+def at_once(warm, monkeypatch):
+    """The suite's interpreter need not be a new one where a test is about what the gates say."""
+    monkeypatch.setattr(checking, "sys", SimpleNamespace(executable=str(warm / "python"), path=sys.path))
 
 
 def data(folder: Path, function: str = "loaders") -> DataSpec:
@@ -60,6 +68,7 @@ def test_a_sound_artifact_passes_with_everything_on_paper(folder, tmp_path, monk
     assert [p.name for p in tmp_path.iterdir() if "cache" in p.name] == []
 
 
+@pytest.mark.usefixtures("at_once")
 def test_broken_limits_and_missing_prerequisites_are_all_reported(folder, tmp_path):
     gates = Gates(accuracy={"max_drop": 2}, latency={"max": "1%", **FAST}, size={"max": "1kB"})
     verdict = check(folder / "out", gates, junit=tmp_path / "junit.xml")  # no data
@@ -75,6 +84,7 @@ def test_broken_limits_and_missing_prerequisites_are_all_reported(folder, tmp_pa
     assert "limit at most 1 kB" in case.find("failure").get("message")
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_factory_that_raises_fails_the_gate_with_its_reason(folder):
     gates = Gates(latency=None, size=None, kernels=None, legality=None, parity=None, accuracy={"min": 1})
     verdict = check(folder / "out", gates, data=data(folder, "broken"))
@@ -95,8 +105,8 @@ def test_an_artifact_that_is_not_there_is_an_error(tmp_path):
         check(tmp_path / "nowhere")
 
 
-def run_pytest(*argv: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, argv)]
+def run_pytest(*argv: object, cwd: Path, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, argv)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
@@ -114,16 +124,17 @@ def test_the_suite_can_be_run_by_hand_with_a_gate_file(folder, tmp_path):
     assert Verdict.from_json((tmp_path / "v.json").read_text(encoding="utf-8")).passed
 
 
-def test_a_wrong_gate_file_is_one_message_with_a_suggestion(folder, tmp_path):
+def test_a_wrong_gate_file_is_one_message_with_a_suggestion(folder, tmp_path, warm):
     (tmp_path / "gates.yaml").write_text("gates: {latency: {maximum: 60%}, sizes: null}\n")
-    done = run_pytest(*SUITE, "--artifact", folder / "out", "--gates", tmp_path / "gates.yaml", cwd=tmp_path)
+    arguments = ("--artifact", folder / "out", "--gates", tmp_path / "gates.yaml")
+    done = run_pytest(*SUITE, *arguments, cwd=tmp_path, python=warm / "python")
     assert done.returncode == 4
     assert "unknown key gates.latency.maximum (did you mean max?)" in done.stderr
     assert "unknown key gates.sizes (did you mean size?)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_an_artifact_nothing_of_the_suite_is_collected(tmp_path):
+def test_without_an_artifact_nothing_of_the_suite_is_collected(tmp_path, warm):
     for argv in (SUITE, SUITE[2:]):
-        done = run_pytest(*argv, cwd=tmp_path)
+        done = run_pytest(*argv, cwd=tmp_path, python=warm / "python")
         assert done.returncode == 5, done.stdout + done.stderr  # pytest: no tests collected

@@ -4,10 +4,9 @@ import errno
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from runs import HERE, tiny_recipe
+from runs import HERE, secateur, tiny_recipe
 from safetensors import SafetensorError
 
 from secateur.disk import disk_errors
@@ -41,19 +40,16 @@ def test_anything_else_stays_what_it_is(error):
     assert caught.value is error
 
 
-def test_a_run_that_meets_a_full_disk_says_so_and_continues_later(tmp_path):
+def test_a_run_that_meets_a_full_disk_says_so_and_continues_later(tmp_path, warm):
     """A limit on the size of files does what a full disk does."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)); "
     code = limited + "from secateur.tools.cli import run; sys.exit(run(sys.argv[1:]))"
     argv = ["rank", str(tiny_recipe(tmp_path)), "--out", str(tmp_path / "run"), "--set", "rank.method=magnitude"]
     environment = {**os.environ, "TINY_DIR": str(HERE)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [str(warm / "python"), "-c", code, *argv]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == ExitCode.USAGE, done.stderr
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "secateur", *argv, "--json"], env=environment, cwd=tmp_path, capture_output=True
-    )
-    assert done.returncode == ExitCode.OK, done.stderr
-    assert set(json.loads(done.stdout)["steps"]) == {"capture", "rank"}
+    code, printed, err = secateur(*argv, "--json")
+    assert code == ExitCode.OK, err
+    assert set(json.loads(printed)["steps"]) == {"capture", "rank"}

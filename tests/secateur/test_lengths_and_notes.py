@@ -30,6 +30,7 @@ def recipe(folder: Path, text: str = RECIPE) -> Path:
     return folder / "lengths.yaml"
 
 
+@pytest.mark.usefixtures("warm_checks")
 def test_a_run_keeps_the_lengths_and_says_the_notes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, _, err = secateur("compile", recipe(tmp_path), "--out", run)

@@ -15,6 +15,8 @@ from runs import HERE, secateur, tiny_recipe
 
 from secateur.errors import ExitCode
 
+pytestmark = pytest.mark.usefixtures("warm_checks")
+
 SHUFFLED = """\
 import tiny_recipe
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +28,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, warm_checks):
     """A finished run, its recipe beside it."""
     folder = tmp_path_factory.mktemp("compile")
     code, out, err = secateur("compile", tiny_recipe(folder), "--out", folder / "run", "--debug")
