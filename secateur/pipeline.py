@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .compress.heal.randomness import seeded
+from .compress.planner.plan import check_budget
 from .disk import disk_errors
 from .environment import environment
 from .errors import UserError
@@ -145,6 +146,8 @@ def _adopt(run: RunDirectory, recipe: Recipe, *, resume: bool) -> None:
 def _run_steps(
     run: RunDirectory, recipe: Recipe, until: str, reporter: Reporter, *, again: bool = False, debug: bool = False
 ) -> CompileResult:
+    if STEPS[until].number >= STEPS["plan"].number:
+        check_budget(recipe.budget)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     context = Context(recipe, run, reporter, debug=debug)

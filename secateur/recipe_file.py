@@ -43,6 +43,12 @@ def load_recipe(
         raise UserError(
             "a recipe must be a mapping", where=str(path), why=f"it holds {type(raw).__name__}", hint="secateur init"
         )
+    if str(raw.get("secateur", "")).startswith("plan/"):
+        raise UserError(
+            "this is a plan, not a recipe",
+            where=str(path),
+            hint="edit it where it lies, in its run directory, and name that: secateur apply RUN",
+        )
     overrides = overrides or {}
     leave_out(raw, overrides, note)
     for key, value in overrides.items():

@@ -89,12 +89,15 @@ class RunDirectory:
         Raises:
             UserError: There is none.
         """
-        if not (Path(path) / "manifest.json").exists():
+        missing = [name for name in ("manifest.json", "recipe.yaml") if not (Path(path) / name).exists()]
+        if missing:  # an artifact has a manifest as well
+            around = Path(path).absolute().parent
+            inside = (around / "manifest.json").exists() and (around / "recipe.yaml").exists()
             raise UserError(
                 "there is no run here",
                 where=str(path),
-                why="manifest.json is missing",
-                hint="secateur compile RECIPE --out DIR",
+                why=f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+                hint=f"name the run that it is a part of: {around}" if inside else "secateur compile RECIPE --out DIR",
             )
         return cls(path)
 

@@ -128,7 +128,7 @@ def plan_with_frontier(
         note: See `plan`.
     """
     _check_arguments(by, floor, latency_margin)
-    _check_budget(budget)
+    check_budget(budget)
     costs = costs or Costs(program, target, stopwatch)
     choices = make_choices(program.groups, sensitivity, align=target.align_int8, floor=floor, ignore=tuple(ignore))
     beside = Beside(implants, tuple(blocks)) if implants is not None or blocks else None
@@ -183,7 +183,12 @@ def _check_arguments(by: str, floor: float, margin: float) -> None:
         )
 
 
-def _check_budget(budget: Budget) -> None:
+def check_budget(budget: Budget) -> None:
+    """Whether there is anything to plan for; needs no program, so that a recipe is refused before anything runs.
+
+    Raises:
+        UserError: There is no budget, or only one on accuracy.
+    """
     if any(budget.amount(name) is not None for name in PLANNED):
         return
     given = ", ".join(budget.given())

@@ -113,3 +113,28 @@ def test_a_sparsity_may_be_written_in_per_cent(tmp_path):
 
 def test_names_of_losses_and_metrics_are_those_that_there_are():
     assert set(NAMED["loss"]) == set(LOSSES) and set(NAMED["metric"]) == set(METRICS)
+
+
+def test_a_plan_in_a_recipes_place_was_a_recipe_with_eleven_errors(tmp_path):
+    (tmp_path / "plan.yaml").write_text("secateur: plan/1\ngroups: {}\n")
+    assert "this is a plan, not a recipe" in refused("apply", tmp_path / "plan.yaml")
+
+
+def test_a_part_of_a_run_names_the_run(tmp_path):
+    recipe, run = tiny_recipe(tmp_path), tmp_path / "run"
+    assert secateur("rank", recipe, "--out", run, "--set", "rank.method=magnitude")[0] == ExitCode.OK
+    said = refused("plan", run / "02-rank")
+    assert "manifest.json and recipe.yaml are missing" in said and said.endswith(
+        f"name the run that it is a part of: {run}"
+    )
+    (tmp_path / "manifest.json").touch()  # as in an artifact
+    assert "recipe.yaml is missing" in refused("plan", tmp_path)
+
+
+def test_a_recipe_without_a_budget_was_refused_only_when_the_ranking_was_done(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace("{macs: 60%}", "{accuracy_drop: 1.0}"))
+    asked = (recipe, "--out", tmp_path / "run", "--set", "rank.method=magnitude")
+    code, _, err = secateur("compile", *asked)
+    assert code == ExitCode.USAGE and "alone cannot be planned for" in err and "started" not in err
+    assert secateur("rank", *asked)[0] == ExitCode.OK  # which needs none
