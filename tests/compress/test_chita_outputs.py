@@ -1,5 +1,7 @@
 """Rows that hold the outputs: their gradients, their offset, and what they are an estimate of."""
 
+import functools
+
 import pytest
 import torch
 from tiny_recipe import TinyNet, batches
@@ -14,14 +16,19 @@ from secateur.passes.capture import capture
 CPU = torch.device("cpu")
 
 
-def made(size=1, seed=0):
+@functools.cache
+def setting():
     torch.manual_seed(0)
     program = capture(TinyNet(4).eval(), (torch.randn(2, 3, 8, 8),)).eval()
     variables = find_variables(program)
     moved = program.clone()
     change = 1e-3 * torch.randn(variables.size)
     variables.write(moved, variables.read(program) + change)
-    given = read_batches(batches(64, 1, 16), 32, program, CPU)
+    return program, variables, moved, change, read_batches(batches(64, 1, 16), 32, program, CPU)
+
+
+def made(size=1, seed=0):
+    program, variables, moved, change, given = setting()
     rows, offset = output_rows(moved, program, given, variables, size, seed)
     return program, moved, given, collect(rows, "float32"), offset, change
 

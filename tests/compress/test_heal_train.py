@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -51,7 +52,8 @@ class Loader:
             yield self.x[picked] + noise, self.y[picked]
 
 
-def _program(seed: int = 0, width: int = 8) -> Program:
+@functools.cache
+def _captured(seed: int, width: int) -> Program:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = nn.Sequential(
@@ -66,6 +68,10 @@ def _program(seed: int = 0, width: int = 8) -> Program:
             nn.Linear(width, 4),
         )
     return capture(module.eval(), torch.zeros(2, 3, 8, 8))
+
+
+def _program(seed: int = 0, width: int = 8) -> Program:
+    return _captured(seed, width).clone()
 
 
 def _weights(program: Program) -> dict[str, Tensor]:
