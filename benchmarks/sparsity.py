@@ -1,11 +1,13 @@
-"""One-shot sparsity of the papers' ResNet-20 (CIFAR-10) and MLPNet (MNIST): accuracy by method, speed of the solvers.
+"""One-shot sparsity of ResNet-20 and MobileNetV1 (CIFAR-10) and MLPNet (MNIST): accuracy by method, solvers' speed.
 
 All methods run in this code on the same network, gradients and weights, with the ridge chosen on held-out training
-loss; published rows stand beside. An interrupted run continues.
+loss; published rows stand beside. ResNet-20 and MLPNet are the papers' own; MobileNetV1 is trained first, and kept
+under --out. An interrupted run continues.
 
     python benchmarks/sparsity.py --data ../data --seeds 0 1 2 3 4 --out runs/sparsity
     python benchmarks/sparsity.py --data ../data --quick --out runs/sparsity-quick
     python benchmarks/sparsity.py --data ../data --part accuracy --network mlpnet --out runs/sparsity
+    python benchmarks/sparsity.py --data ../data --part accuracy --network mobilenetv1 --samples 200 --out runs/sparsity
     python benchmarks/sparsity.py --part speed --chita PATH/TO/CHITA
 
 `--data` holds `cifar-10-batches-bin`, `mnist` and the papers' checkpoints. `--chita` is a copy of
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _accuracy(options: argparse.Namespace) -> list[str]:
     images = 500 if options.quick else options.test_images
-    setup = read_setup(options.data, options.protocol, network=options.network, test_images=images)
+    setup = read_setup(options.data, options.protocol, network=options.network, test_images=images, out=options.out)
     path = options.out / ("accuracy.jsonl" if options.network == "resnet20" else f"{options.network}.jsonl")
     dense = setup.accuracy(setup.program)
     cases = [case for case in CASES if options.only is None or case.label in options.only]

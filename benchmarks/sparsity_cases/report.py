@@ -46,7 +46,7 @@ def accuracy_table(records: Sequence[Mapping[str, Any]], key: str, title: str, n
         cells = [_cell(*found[label, s]) if (label, s) in found else "" for s in sparsities]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if key == "kept":
-        for label, row in PUBLISHED[network].items():
+        for label, row in PUBLISHED.get(network, {}).items():
             cells = [f"{row[s]:.2f}" if s in row else "" for s in sparsities]
             lines.append(f"| *{label}, published* | {' | '.join(f'*{c}*' if c else '' for c in cells)} |")
     return [*lines, ""]

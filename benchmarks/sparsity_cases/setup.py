@@ -1,4 +1,4 @@
-"""The networks that CHITA, WoodFisher and M-FAC prune: ResNet-20, under their protocol or its own, and MLPNet."""
+"""The networks that CHITA, WoodFisher and M-FAC prune: ResNet-20 (their protocol or its own), MLPNet, MobileNetV1."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from secateur.examples.tensor_loader import Augmentation, TensorLoader
 from secateur.passes.capture import capture
 from secateur.passes.program import Program
 
+from .mobilenet import trained
+
 CHECKPOINTS = {
     "resnet20": "checkpoints/resnet20_chita_fp16.safetensors",
     "mlpnet": "checkpoints/mlpnet_mnist_chita_fp32.safetensors",
+    "mobilenetv1": "mobilenetv1_half.safetensors",
 }
+"""Where weights are: under the data, but for MobileNetV1's, which are trained and kept with the results."""
 
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "papers": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -56,18 +60,16 @@ class Setup:
 
     def loader(self, seed: int) -> TensorLoader:
         """Training batches in an order of this seed; those of CIFAR-10 are augmented."""
-        mean, std = NORMALISATION[self.protocol]
-        augmentation = None if self.protocol == "mnist" else Augmentation(pad=4, flip=True)
-        return TensorLoader(
-            *self.train, batch_size=128, mean=mean, std=std, shuffle=True, augmentation=augmentation, seed=seed
-        )
+        return _augmented(self.protocol, self.train, seed)
 
     def accuracy(self, program: Program) -> float:
         """Top-1 on the test images, in percent."""
         return 100 * evaluate(program, self.test, top1).metric
 
 
-def read_setup(data: Path, protocol: str, *, network: str = "resnet20", test_images: int | None = None) -> Setup:
+def read_setup(
+    data: Path, protocol: str, *, network: str = "resnet20", test_images: int | None = None, out: Path = Path()
+) -> Setup:
     """Loads checkpoint and data.
 
     Args:
@@ -75,9 +77,12 @@ def read_setup(data: Path, protocol: str, *, network: str = "resnet20", test_ima
         protocol: Of ResNet-20, a key of `NORMALISATION`.
         network: A key of `CHECKPOINTS`.
         test_images: Only so many of them.
+        out: Folder of the results.
     """
     if network == "mlpnet":
         return _mlpnet(data, test_images)
+    if network == "mobilenetv1":
+        return _mobilenet(data, out, test_images)
     model = resnet20(shortcut="B", head="fc")
     load_checkpoint(model, data / CHECKPOINTS[network])
     images, labels, test_x, test_y = read(data)
@@ -102,6 +107,22 @@ class MLPNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [batch, 10] of images [batch, 1, 28, 28]."""
         return self.fc3(self.fc2(self.fc1(x.flatten(1)).relu()).relu())
+
+
+def _mobilenet(data: Path, out: Path, test_images: int | None) -> Setup:
+    images, labels, test_x, test_y = read(data)
+    mean, std = NORMALISATION["own"]
+    test = TensorLoader(test_x[:test_images], test_y[:test_images], batch_size=500, mean=mean, std=std)
+    model = trained(_augmented("own", (images, labels), 0), out / CHECKPOINTS["mobilenetv1"])
+    return Setup(capture(model, (torch.zeros(2, 3, 32, 32),)).eval(), "own", (images, labels), test)
+
+
+def _augmented(protocol: str, samples: tuple[torch.Tensor, torch.Tensor], seed: int) -> TensorLoader:
+    mean, std = NORMALISATION[protocol]
+    augmentation = None if protocol == "mnist" else Augmentation(pad=4, flip=True)
+    return TensorLoader(
+        *samples, batch_size=128, mean=mean, std=std, shuffle=True, augmentation=augmentation, seed=seed
+    )
 
 
 def _mlpnet(data: Path, test_images: int | None) -> Setup:

@@ -67,3 +67,16 @@ def test_the_network_without_batch_norm_is_measured_as_it_is(ranking_path, tmp_p
     run_all(setup, [case for case in CASES if case.label == "MP"], [0.9], [0], tmp_path / "a.jsonl", {}, lambda _: None)
     (record,) = stored(tmp_path / "a.jsonl")
     assert record["reestimated"] is None and record["zeros"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_network_is_trained_once_and_kept(tiny, tmp_path, monkeypatch, capsys):
+    from sparsity_cases import mobilenet
+
+    path = tmp_path / "out" / "net.safetensors"
+    monkeypatch.setattr(mobilenet, "WIDTH", 0.125)
+    first = mobilenet.trained(tiny.loader(0), path, epochs=1)
+    assert "epoch 1/1" in capsys.readouterr().err
+    again = mobilenet.trained(tiny.loader(0), path, epochs=1)
+    assert not capsys.readouterr().err and not again.training
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(first(x), again(x), atol=1e-5)
