@@ -21,5 +21,7 @@ def write_recipe(path: Path, *, force: bool) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError("the recipe cannot be written", where=str(path), why=str(error)) from None
+        raise UserError(
+            "the recipe cannot be written", where=str(path), why=str(error), hint="name another file"
+        ) from None
     print(f"wrote {path}; next: secateur compile {path}")

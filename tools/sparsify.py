@@ -12,7 +12,6 @@ from typing import Any
 from rich.table import Table
 from safetensors.torch import save_file
 
-from ..disk import disk_errors
 from ..errors import UserError
 from ..export.artifact import install
 from ..export.export import export
@@ -115,10 +114,15 @@ def _can_write(folder: Path) -> None:
     Raises:
         UserError: It cannot.
     """
-    with disk_errors(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
             pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(
+            "the result cannot be written", where=str(folder), why=why, hint="name another with --out"
+        ) from None
 
 
 def _write(folder: Path, program: Program, job: SparsifyJob, facts: Mapping[str, Any]) -> None:

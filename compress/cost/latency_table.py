@@ -92,6 +92,8 @@ def measure_table(
     missing = sorted({s for s in shapes.values() if s.key not in known}, key=lambda s: s.key)
     measured: dict[LayerShape, Timing] = {}
     if missing:
+        if cache:
+            cache.add({})  # whether times can be kept is found out before the measuring, not after it
         measured = time_layers(missing, target, threads=threads, seconds=seconds, progress=progress)
     times = {**known, **{shape.key: timing for shape, timing in measured.items()}}
     if cache and measured:

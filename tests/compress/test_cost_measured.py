@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nets import NETS
 
+from secateur.compress.cost import latency_table
 from secateur.compress.cost.axes import AxisReader, sizes
 from secateur.compress.cost.file_size import size_column
 from secateur.compress.cost.latency_cache import FORMAT, VARIABLE, LatencyCache, cache_folder
@@ -236,3 +237,10 @@ def test_kernels_of_a_network_are_led_back_to_its_layers(name):
     integer = {site.node for site in layer_sites(program, network.integer) if site.family.integer}
     assert integer and integer <= named
     assert profile.between.micros > 0 and all(kernel.timing.micros >= 0 for kernel in profile.kernels)
+
+
+def test_layers_were_measured_for_minutes_before_a_cache_that_cannot_be_written_was_seen(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(latency_table, "time_layers", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(UserError, match="cannot be kept"):
+        measure_table({CONV: [np.array([[4, 4]])]}, ORT_CPU, cache=LatencyCache(ORT_CPU, 1, tmp_path / "file"))

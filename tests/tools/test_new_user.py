@@ -96,7 +96,7 @@ def test_data_that_cannot_be_used_are_described_and_a_mended_recipe_goes_on_in_t
         (("--pattern", "4:2"), "removes nothing or everything"),
         (("--option", "ignore=nope"), "ignore is tuple[str, ...]"),
         (("--option", "block=[4]"), "block is tuple[int, int] | None"),
-        (("--out", "/proc/nope"), "cannot be opened or written"),  # after all the work was done
+        (("--out", "/proc/nope"), "the result cannot be written where: /proc/nope"),  # after all the work was done
     ],
 )
 def test_a_slip_in_sparsify_is_refused_before_the_model_is_loaded(tmp_path, flags, told):
