@@ -31,7 +31,7 @@ FORMAT = "plan/1"
 _HEADER = """\
 # What secateur will remove, one line a group. Edit it and apply it again:
 #   keep: kept/all units        removed: the units that go, least sensitive first; the list decides
-# To cut less, take units off the end of `removed`; to cut more, add some; then correct `keep` (or leave `keep` out).
+# To cut less, take units off the end of `removed`; to cut more, add some; then correct `keep` (or write keep: /all).
 # delta_loss is predicted for removing these units, ± one standard error{unit}.
 # params and macs say what a group's cut saves if it is the only one.
 """
@@ -227,7 +227,13 @@ def _read_group(raw: Any, where: str) -> GroupPlan:
             where=where,
             hint=f"there is: {', '.join(ACTIONS)}",
         )
-    kept, width = _read_keep(get_key(line, "keep", where), where)
+    if "keep" not in line:
+        raise UserError(
+            "the key keep is missing",
+            where=where,
+            hint="keep: /32, with the number of all units: removed then decides",
+        )
+    kept, width = _read_keep(line["keep"], where)
     removed = _read_units(line.get("removed", []), width, "removed", where)
     implant, lost = _read_implant(line["implant"], width, f"{where}, implant") if "implant" in line else (None, None)
     implanted = implant.units if implant is not None else ()
@@ -330,7 +336,7 @@ def _reconcile(kept: int, width: int, removed: list[int], implanted: int) -> str
 
 
 def _read_keep(text: Any, where: str) -> tuple[int | None, int]:
-    """Kept and all units; `?/32` (or `/32`) leaves the first to `removed`."""
+    """Kept and all units; `/32` (or `"?/32"`) leaves the first to `removed`."""
     match = re.fullmatch(r"\s*(\d+|\??)\s*/\s*(\d+)\s*", str(text))
     if not match or int(match[2]) < 1:
         raise UserError(

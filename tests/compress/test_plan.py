@@ -222,3 +222,13 @@ def test_numbers_in_the_file_are_rounded_for_people():
     _, p = made()
     for group in p.groups.values():
         assert group.delta_loss == float(np.format_float_scientific(group.delta_loss, 2))
+
+
+def test_a_plan_said_that_keep_may_be_left_out_and_refused_it():
+    with pytest.raises(UserError, match=r"the key keep is missing[\s\S]*keep: /32"):
+        loads(edited("keep: 5/8, ", ""))
+    for keep in ("keep: /8", 'keep: "?/8"'):
+        assert loads(edited("keep: 5/8", keep)).groups["conv1"].removed == (3, 7, 1)
+    written = dumps(made()[1])
+    head = written[: written.index("secateur:")]
+    assert "leave" not in head and "keep: /all" in head
