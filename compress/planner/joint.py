@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +11,13 @@ from ...errors import BudgetError
 from ...passes.implant_form import Implant, Implants
 from ...passes.program import Program
 from ..budget import Budget
+from ..cost.latency import LatencyModel
 from ..cost.memory import memory_columns, peak
 from ..cost.sites import layer_sites
 from ..cost.whole import Network, integer_network
 from ..implants.apply import rewrite
 from .beside import Beside
+from .joint_latency import JointLatency
 from .limits import WORDS, Costs, Limit, Measured
 from .problem import Choice, Problem
 from .rounds import TOLERANCE, Attempt, latency_reached, part_of_the_way, solve_within, told
@@ -79,39 +81,34 @@ def joint_attempts(
             if not number:
                 raise
             break
+        attempt = Attempt(problem, limits, solution, _predicted(problem, solution, latency, models, measured), {})
         if part < 1.0 or all(limit.budget in COUNTED for limit in limits):
-            return (Attempt(problem, limits, solution, {}, {}),)
+            return (attempt,)
         if made and np.array_equal(solution.position, made[-1].solution.position):
-            break  # it was built already, and what was learnt changes nothing
+            last = made[-1]  # it is measured already, and the model has learnt from it
+            made.append(replace(attempt, shares=last.shares, holds=last.holds, built=last.built))
+            break
         network = _rewritten(program, problem, solution.position, beside)
         quantised = integer_network(network, costs.target)
-        built = _built(network, quantised, limits)
-        excess = np.array([max(built[lim.budget] - lim.bound, 0.0) if lim.budget in built else 0.0 for lim in limits])
-        amounts = problem.amounts(solution.position)[None]
-        micros = {batch: float(latency.column(model).cost(amounts)[0]) for batch, model in models.items()}
         shares = costs.timer.shares(costs.dense_network, quantised) if measured is not None else {}
-        predicted = {batch: time / measured.dense(batch) for batch, time in micros.items()} if measured else {}
-        reached = latency_reached(limits, shares, models)
-        holds = reached <= 1.0 and not excess.any()
-        made.append(Attempt(problem, limits, solution, predicted, shares, holds, built=built))
-        if measured is not None:
-            note(told(number, made[-1]))
-        if holds and made[-1].error <= TOLERANCE:
+        attempt = replace(attempt, shares=shares, built=_built(network, quantised, limits))
+        excess, reached = _excess(attempt), latency_reached(limits, shares, models)
+        attempt = replace(attempt, holds=reached <= 1.0 and not excess.any())
+        made.append(attempt)
+        if shares:
+            note(told(number, attempt))
+        if attempt.holds and attempt.error <= TOLERANCE:
             break
         # A little more than what is over: sizes come in whole bytes, and rounding must not stop the search.
         over = over + 1.001 * excess
         if number and reached > 1.0:  # what was learnt of some shapes was not enough: the next ones will be as wrong
             tightened /= reached
-        for batch, model in models.items() if measured is not None else ():
-            profile = costs.timer.profile(quantised, batch)
-            full = np.array([group.width for group in network.groups], dtype=np.int64)
-            learnt = model.learnt(layer_sites(network, quantised.integer), full, profile)
-            known = float(latency.column(learnt).cost(amounts)[0])
-            models[batch] = learnt.shifted(shares[batch].median * measured.dense(batch) - known)
-    if any(attempt.holds for attempt in made) or not _too_large(made):
+        if measured is not None:
+            models = _learnt(costs, latency, models, measured, network, quantised, attempt)
+    if any(attempt.holds for attempt in made) or not all(_excess(attempt).any() for attempt in made):
         return tuple(made)
     if beside.implants is None:
-        names = dict.fromkeys(WORDS[limit.budget] for limit in limits if limit.budget in ("size", "memory"))
+        names = dict.fromkeys(WORDS[name] for name in made[-1].built)
         raise BudgetError(
             f"the budget on {' and '.join(names)} cannot be met",
             where="budget",
@@ -121,6 +118,46 @@ def joint_attempts(
     # What implants add to the graph is too much for these limits: they are planned for without.
     fewer = replace(beside, implants=None)
     return joint_attempts(choices, costs, budget, fewer, by=by, seconds=seconds, margin=margin, part=part, note=note)
+
+
+def _predicted(
+    problem: Problem,
+    solution: Solution,
+    latency: JointLatency,
+    models: Mapping[int, LatencyModel],
+    measured: Measured | None,
+) -> dict[int, float]:
+    """Latency as a share of the dense network's, by batch size."""
+    if measured is None:
+        return {}
+    amounts = problem.amounts(solution.position)[None]
+    return {b: float(latency.column(m).cost(amounts)[0]) / measured.dense(b) for b, m in models.items()}
+
+
+def _excess(attempt: Attempt) -> np.ndarray:
+    """By how much size and memory as built are over each limit."""
+    built = attempt.built
+    return np.array([max(built.get(limit.budget, limit.bound) - limit.bound, 0.0) for limit in attempt.limits])
+
+
+def _learnt(
+    costs: Costs,
+    latency: JointLatency,
+    models: Mapping[int, LatencyModel],
+    measured: Measured,
+    network: Program,
+    quantised: Network,
+    attempt: Attempt,
+) -> dict[int, LatencyModel]:
+    """The models with the table refined at the shapes of a measured network, so that they predict its time."""
+    amounts = attempt.problem.amounts(attempt.solution.position)[None]
+    sites, full = layer_sites(network, quantised.integer), np.array([group.width for group in network.groups])
+    found = {}
+    for batch, model in models.items():
+        learnt = model.learnt(sites, full, costs.timer.profile(quantised, batch))
+        known = float(latency.column(learnt).cost(amounts)[0])
+        found[batch] = learnt.shifted(attempt.shares[batch].median * measured.dense(batch) - known)
+    return found
 
 
 def _settled(program: Program, problem: Problem, solution: Solution, beside: Beside) -> Solution:
@@ -150,11 +187,6 @@ def _built(network: Program, quantised: Network, limits: Sequence[Limit]) -> dic
     if "memory" in names:
         found["memory"] = peak(memory_columns(network), np.array([group.width for group in network.groups]))
     return found
-
-
-def _too_large(made: Sequence[Attempt]) -> bool:
-    """Whether no network that was built has a size and a memory within the limits."""
-    return all(any(a.built[lim.budget] > lim.bound for lim in a.limits if lim.budget in a.built) for a in made)
 
 
 def _units(problem: Problem, position: np.ndarray, beside: Beside) -> tuple[dict[str, tuple[int, ...]], Implants]:
