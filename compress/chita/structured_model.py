@@ -55,9 +55,16 @@ class Tableau:
             (np.flatnonzero(sizes == size), np.stack([columns[int(u)] for u in self.present[sizes == size]]))
             for size in np.unique(sizes)
         ]
+        self._forms: np.ndarray | None = None
+        """What `forms` has found; a unit that leaves or comes back changes it in the few parts where it lies."""
 
     def forms(self) -> np.ndarray:
         """The rise of f if a unit leaves, or its fall if it comes back: float64 [units present], never negative."""
+        if self._forms is None:
+            self._forms = self._find_forms()
+        return self._forms
+
+    def _find_forms(self) -> np.ndarray:
         found = np.zeros(len(self.present))
         for places, columns in self._by_size:
             blocks = self.matrix[columns[:, :, None], columns[:, None, :]]
@@ -70,6 +77,7 @@ class Tableau:
         k = self._columns.get(unit)
         if k is None:
             return
+        self._forms = None
         block = self.matrix[np.ix_(k, k)]
         inside = block[0, 0] < 0.0
         pivot = np.linalg.inv(block)
