@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
-from ...errors import UserError, did_you_mean
+from ...errors import BudgetError, UserError, did_you_mean
 from ...export.targets import Target
+from ...passes.blocks import residual_blocks
 from ...passes.program import Program
 from ..budget import Budget
 from ..cost.stopwatch import Stopwatch
@@ -136,10 +137,13 @@ def plan_with_frontier(
         beside.check(by, sensitivity)
     search = chosen(by, frozenset(name for name in PLANNED if budget.amount(name) is not None), beside is not None)
     how: dict[str, Any] = {"by": search, "seconds": seconds, "part": part, "margin": latency_margin, "note": note}
-    if beside is not None:
-        made = joint_attempts(choices, costs, budget, beside, **how)
-    else:
-        made = attempts(choices, costs, budget, **how)
+    try:
+        if beside is not None:
+            made = joint_attempts(choices, costs, budget, beside, **how)
+        else:
+            made = attempts(choices, costs, budget, **how)
+    except BudgetError as error:
+        raise error if blocks else _naming_blocks(error, program) from None
     attempt = best(made)
     settings: dict[str, Any] = {"by": by, "floor": floor, "ignore": list(ignore)}
     if implants is not None:
@@ -153,6 +157,16 @@ def plan_with_frontier(
         attempt.problem, attempt.limits, costs.model, unit=sensitivity.unit, points=points, seconds=seconds
     )
     return written, around
+
+
+def _naming_blocks(error: BudgetError, program: Program) -> BudgetError:
+    """The refusal; where whole blocks could have gone, it says so."""
+    count = len(residual_blocks(program))
+    if not count:
+        return error
+    words = "the residual block go as well" if count == 1 else f"any of {count} residual blocks go as well"
+    hint = f"{error.hint}; or plan.blocks: drop, which lets {words}"
+    return BudgetError(error.what, where=error.where, why=error.why, hint=hint, code=error.code)
 
 
 def _check_arguments(by: str, floor: float, margin: float) -> None:

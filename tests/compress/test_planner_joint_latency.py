@@ -21,6 +21,7 @@ from secateur.compress.planner.joint import _units
 from secateur.compress.planner.limits import Costs
 from secateur.compress.planner.plan import plan
 from secateur.compress.planner.problem import Problem, make_choices
+from secateur.errors import BudgetError
 from secateur.export.layer_model import LayerShape, layer_model
 from secateur.export.layer_times import time_layers
 from secateur.export.targets import ORT_CPU
@@ -135,3 +136,14 @@ def test_a_concatenation_is_timed_by_itself(integer: bool, last: bool) -> None:
     assert np.array_equal(joined, np.concatenate(list(feeds.values()), axis=-1 if last else 1))
     assert time_layers([shape], ORT_CPU, seconds=1.0)[shape].micros > 0
     assert shape.key == f"{'int8' if integer else 'fp32'} concat 8>4 {'last at 6' if last else 'at 6x6'} batch 2"
+
+
+def test_a_refusal_names_blocks_that_could_have_gone() -> None:
+    """Without a budget that can be met by widths alone; with the blocks among the choices, it is."""
+    name = "resnet_a"
+    budget = Budget(latency="20%")
+    options = {"target": ORT_CPU, "budget": budget, "latency_margin": 0.0}
+    with pytest.raises(BudgetError, match=r"plan\.blocks: drop, which lets any of"):
+        plan(captured(name), table(name), stopwatch=FakeStopwatch(), **options)
+    made = plan(captured(name), table(name), stopwatch=FakeStopwatch(), blocks=blocks(name), **options)
+    assert made.drops()
