@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nets import NETS, rebatch
+from nets import NETS, captured, rebatch
 from onnx import shape_inference
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -20,7 +20,7 @@ from secateur.passes.capture import capture
 @pytest.mark.parametrize("name", NETS)
 def test_network_computes_what_torch_computes(name):
     net, example = NETS[name]()
-    program = capture(net, example)
+    program = captured(name)
     lowered = lower_program(program, ORT_CPU)
     assert not lowered.fallbacks and not dead_initialisers(lowered.model) and not lowered.model.graph.value_info
     session = open_session(lowered.model)
@@ -37,15 +37,13 @@ def test_network_computes_what_torch_computes(name):
 
 
 def test_the_batch_axis_is_named_and_integers_stay_integers():
-    net, example = NETS["embedder"]()
-    (ids,) = lower(capture(net, example), ORT_CPU).graph.input
+    (ids,) = lower(captured("embedder"), ORT_CPU).graph.input
     assert ids.type.tensor_type.elem_type == onnx.TensorProto.INT64
     assert [d.dim_param or d.dim_value for d in ids.type.tensor_type.shape.dim] == ["batch", 6]
 
 
 def test_names_are_those_of_the_program():
-    net, example = NETS["plain"]()
-    program = capture(net, example)
+    program = captured("plain")
     model = lower(program, ORT_CPU)
     nodes = {node.name for node in program.graph.nodes}
     parameters = {name for name, _ in program.graph_module.named_parameters()}
@@ -99,7 +97,7 @@ def test_a_fixed_batch_stays_fixed():
 
 def test_evaluation_semantics_whatever_the_mode_and_the_mode_is_left_alone():
     net, example = NETS["preact"]()
-    program = capture(net, example).train()
+    program = captured("preact").train()
     model = lower(program, ORT_CPU)
     assert program.graph_module.training
     (got,) = run(open_session(model), {"x": example[0].numpy()}).values()
@@ -107,15 +105,13 @@ def test_evaluation_semantics_whatever_the_mode_and_the_mode_is_left_alone():
 
 
 def test_strict_shape_inference_agrees_with_the_declared_outputs():
-    net, example = NETS["densenet"]()
-    inferred = shape_inference.infer_shapes(lower(capture(net, example), ORT_CPU), strict_mode=True, data_prop=True)
+    inferred = shape_inference.infer_shapes(lower(captured("densenet"), ORT_CPU), strict_mode=True, data_prop=True)
     conv = next(value for value in inferred.graph.value_info if value.type.tensor_type.shape.dim)
     assert conv.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 def test_a_dead_initialiser_is_found():
-    net, example = NETS["plain"]()
-    model = lower(capture(net, example), ORT_CPU)
+    model = lower(captured("plain"), ORT_CPU)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "dead"))
     with pytest.raises(ValueError, match="dead"):
         check_onnx(model)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import IMAGE_NETS, NETS, rebatch
+from nets import IMAGE_NETS, NETS, captured, rebatch
 from onnx import numpy_helper
 from torch import nn
 
@@ -29,15 +29,19 @@ SCHEMES = {
 
 
 def quantised(net, x, scheme=ORT_CPU.scheme):
-    program, _ = prepare(capture(net, (x,)), scheme)
+    return calibrated(capture(net, (x,)), x, scheme)
+
+
+def calibrated(program, x, scheme=ORT_CPU.scheme):
+    program, _ = prepare(program, scheme)
     return calibrate(program, [(x, torch.zeros(len(x)))]).eval()
 
 
 @functools.cache
 def case(name, tail):
-    net, (example,) = NETS[name]()
-    x = rebatch((example,), 16)[0]
-    program = quantised(net, x, SCHEMES[tail])
+    program = captured(name)
+    x = rebatch(program.example_args, 16)[0]
+    program = calibrated(program, x, SCHEMES[tail])
     with torch.no_grad():
         return program, lower_program(program, ORT_CPU), x, program.module()(x).numpy()
 
@@ -170,8 +174,7 @@ def test_linear_layers_on_tokens_run_as_integer_matmuls(tmp_path):
 
 
 def test_an_uncalibrated_program_is_refused():
-    net, example = NETS["plain"]()
-    program, _ = prepare(capture(net, example), ORT_CPU.scheme)
+    program, _ = prepare(captured("plain"), ORT_CPU.scheme)
     with pytest.raises(UserError, match="not calibrated"):
         lower_program(program, ORT_CPU)
 

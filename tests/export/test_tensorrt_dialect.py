@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import IMAGE_NETS, NETS, rebatch
+from nets import IMAGE_NETS, NETS, captured, rebatch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -50,11 +50,12 @@ def case(name):
     """Calibrated program, what it lowers to, inputs and outputs."""
     if name == "encoder":
         torch.manual_seed(0)
-        net, x = Encoder().eval(), torch.randint(0, 50, (4, 8))
+        x = torch.randint(0, 50, (4, 8))
+        program = capture(Encoder().eval(), (x,))
     else:
-        net, (example,) = NETS[name]()
-        x = rebatch((example,), 8)[0]
-    program, _ = prepare(capture(net, (x,)), TARGET.scheme)
+        program = captured(name)
+        x = rebatch(program.example_args, 8)[0]
+    program, _ = prepare(program, TARGET.scheme)
     program = calibrate(program, [(x, torch.zeros(len(x)))]).eval()
     with torch.no_grad():
         return program, lower_program(program, TARGET), x, program.module()(x).numpy()
