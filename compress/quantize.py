@@ -13,6 +13,7 @@ from ..passes.passbase import FunctionPass, run_passes
 from ..passes.program import Program
 from ..passes.quant.grid import QuantScheme
 from ..passes.quant.insert import insert_fake_quant
+from ..passes.quant.modules import FakeQuantize
 from ..passes.quant.placement import QuantJournal, place
 from .calibrate import calibrate
 from .data import Loader, LossFn, MetricFn
@@ -57,6 +58,12 @@ def prepare(program: Program, scheme: QuantScheme) -> tuple[Program, QuantJourna
     Raises:
         UnsupportedError: Nothing in the program can be quantised.
     """
+    if any(isinstance(module, FakeQuantize) for module in program.module().modules()):
+        raise UserError(
+            "the program is quantised already",
+            where="quantize",
+            hint="quantise the float program that it was made from",
+        )
     folded = run_passes(FOLDING, program, allow_unmodified=True).program
     placement = place(folded, scheme)
     if not placement.layers:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from ..errors import UserError
 from ..passes.program import Program
 from .artifact import DENSE_NAME, MODEL_NAME, PROGRAM_NAME, Artifact, staged
 from .lower import lower_program
@@ -51,6 +52,13 @@ def export(
         EnvironmentLacksError: The target's runtime is not installed. An artifact for TensorRT is written without it;
             its engine is built later (`secateur engine`).
     """
+    for name, value in (("program", program), ("baseline", baseline)):
+        if not isinstance(value, Program) and (value is not None or name == "program"):
+            raise UserError(
+                f"{name} must be a Program, not {type(value).__name__}",
+                where="export",
+                hint="secateur.capture(model, example_inputs) makes one",
+            )
     chosen, directory = find_target(target), Path(out)
     with staged(directory) as stage:
         lowered = lower_program(program, chosen)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .arguments import expect, expect_given, expect_loaders
 from .compress.budget import Budget
 from .compress.cost.stopwatch import OrtStopwatch
 from .compress.data import Loader, LossFn, MetricFn
@@ -24,7 +25,6 @@ from .compress.sensitivity.table import Sensitivity
 from .compress.sensitivity.verify import Verification
 from .compress.sensitivity.verify import verify_ranking as _verify_ranking
 from .export.targets import Target, find_target
-from .loaders import check_loader
 from .passes.capture import capture as _capture
 from .passes.mask import mask as _mask
 from .passes.program import Program
@@ -74,7 +74,8 @@ def rank(
         method: Name of the estimator.
         options: `samples`, `probes`, `seed`, `progress`, and options of the method itself.
     """
-    _check_loaders("rank", loader=loader)
+    expect_given("rank", Program, program=program)
+    expect_loaders("rank", loader=loader)
     return _rank(program, loader, loss or cross_entropy, method=method, **options)
 
 
@@ -91,7 +92,9 @@ def verify_ranking(
         units: How many units are drawn at random.
         options: `samples`, `batch_norm` ("kept" or "reestimated"), `seed`, `progress`.
     """
-    _check_loaders("verify_ranking", loader=loader)
+    expect_given("verify_ranking", Program, program=program)
+    expect_given("verify_ranking", Sensitivity, table=table)
+    expect_loaders("verify_ranking", loader=loader)
     return _verify_ranking(program, table, loader, loss or cross_entropy, units=units, **options)
 
 
@@ -119,6 +122,9 @@ def plan(
     Raises:
         BudgetError: The budgets cannot be met; names the nearest that can.
     """
+    expect_given("plan", Program, program=program)
+    expect_given("plan", Sensitivity, table=table)
+    expect_given("plan", Budget, budget=budget)
     chosen = find_target(target)
     if budget.latency is not None and "stopwatch" not in options:
         options["stopwatch"] = OrtStopwatch(chosen, batches=tuple(batches), threads=threads)
@@ -135,6 +141,9 @@ def apply(program: Program, plan: Plan | Keep, **options: Any) -> Program:
         plan: A plan, or the kept units by group name.
         options: `allow_unchanged` accepts a plan that removes nothing.
     """
+    expect_given("apply", Program, program=program)
+    if not isinstance(plan, Mapping):
+        expect_given("apply", Plan, plan=plan)
     if isinstance(plan, Plan):
         plan.check(program)
         return _apply_plan(program, plan, **options).program
@@ -150,13 +159,18 @@ def fit_implants(program: Program, plan: Plan, loader: Loader, **options: Any) -
         loader: Batches; only the inputs are used.
         options: `samples`, `ridge`, `seed`, `progress`.
     """
-    _check_loaders("fit_implants", loader=loader)
+    expect_given("fit_implants", Program, program=program)
+    expect_given("fit_implants", Plan, plan=plan)
+    expect_loaders("fit_implants", loader=loader)
     plan.check(program)
     return _fit_implants(program, _apply_plan(program, plan, allow_unchanged=True), loader, **options)
 
 
 def mask(program: Program, plan: Plan | Keep) -> Program:
     """Silences what the plan does not keep and replaces implanted filters, at full size: the oracle of `apply`."""
+    expect_given("mask", Program, program=program)
+    if not isinstance(plan, Mapping):
+        expect_given("mask", Plan, plan=plan)
     if isinstance(plan, Plan):
         plan.check(program)
         return _mask_plan(program, plan)
@@ -191,7 +205,10 @@ def heal(
     Raises:
         UserError: A setting is unknown, cannot be used or would do nothing, or the method needs a teacher and a plan.
     """
-    _check_loaders("heal", loader=loader, validation=validation)
+    expect_given("heal", Program, program=program)
+    expect("heal", Program, teacher=teacher)
+    expect("heal", Plan, plan=plan)
+    expect_loaders("heal", loader=loader, validation=validation)
     idle = idle_in_ridge(settings)
     if idle:
         raise ridge_trains_nothing(idle, where="heal")
@@ -231,7 +248,10 @@ def quantize(
         loss: Cross entropy if None.
         options: `samples`, `observer`, `teacher`, `validation`, `metric`, `progress`.
     """
-    _check_loaders("quantize", loader=loader, train=train, validation=options.get("validation"))
+    expect_given("quantize", Program, program=program)
+    expect("quantize", Program, teacher=options.get("teacher"))
+    expect("quantize", TrainSettings, qat=qat)
+    expect_loaders("quantize", loader=loader, train=train, validation=options.get("validation"))
     result = _quantize(
         program,
         loader,
@@ -242,10 +262,3 @@ def quantize(
         **options,
     )
     return result.program
-
-
-def _check_loaders(where: str, **loaders: Any) -> None:
-    """Refuses loaders that can be read only once, before anything of them is read."""
-    for name, loader in loaders.items():
-        if loader is not None:
-            check_loader(loader, name, where=where)

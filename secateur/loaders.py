@@ -20,16 +20,17 @@ def check_loader(loader: Any, name: str, *, where: str) -> None:
     Raises:
         UserError: It cannot be iterated over, or only once.
     """
+    it = "the loader" if name == "loader" else f"the {name!r} loader"
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise UserError(
-            f"the {name!r} loader cannot be iterated over",
+            f"{it} cannot be iterated over",
             where=where,
             why=f"it is {type(loader).__name__}",
             hint="give a DataLoader, a list of batches, or any object that can be iterated over again and again",
         )
     if hasattr(loader, "__next__"):
         raise UserError(
-            f"the {name!r} loader can be read only once",
+            f"{it} can be read only once",
             where=where,
             why=f"it is {type(loader).__name__}, used up after one pass; data are read many times",
             hint="give a DataLoader, a list of batches, or an object whose __iter__ starts anew",

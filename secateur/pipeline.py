@@ -17,7 +17,7 @@ from .compress.heal.randomness import seeded
 from .compress.planner.plan import check_budget
 from .disk import disk_errors
 from .environment import environment
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .progress import Reporter, Silent
 from .recipe import Recipe
 from .recipe_file import load_recipe, parse_recipe, read_yaml, write_yaml
@@ -77,6 +77,16 @@ def compile(
         UserError: Bad input, or a budget that cannot be met.
     """
     _one_process(str(out))
+    if until not in STEPS:
+        raise UserError(
+            f"there is no step {until!r}{did_you_mean(str(until), STEPS)}", where="until", hint=", ".join(STEPS)
+        )
+    if not isinstance(recipe, Recipe | str | os.PathLike):
+        raise UserError(
+            f"a recipe is a path or a Recipe, not {type(recipe).__name__}",
+            where="compile",
+            hint="write it to a file: secateur init recipe.yaml shows its keys",
+        )
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, note=(reporter or Silent()).note)
     run = RunDirectory(out)

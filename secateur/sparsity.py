@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import inputs
+from .arguments import expect_given, expect_loaders
 from .compress.chita.constraints import check_sparsity
 from .compress.chita.nm import parse_pattern
 from .compress.data import Loader, LossFn
@@ -19,7 +20,6 @@ from .compress.sparsify_options import options_of, unread
 from .compress.sparsify_settings import SparsifySettings
 from .errors import UserError
 from .export.targets import TARGETS
-from .loaders import check_loader
 from .passes.program import Program
 from .progress import Reporter
 from .recipe import Recipe
@@ -61,8 +61,8 @@ def sparsify(
         UserError: Options that make no sense, or that the method does not read, or weights, gradients or data that
             cannot be used.
     """
-    if loader is not None:
-        check_loader(loader, "loader", where="sparsify")
+    expect_given("sparsify", Program, program=program)
+    expect_loaders("sparsify", loader=loader)
     asked = {} if sparsity is None else {"sparsity": sparsity}
     settings = sparsify_settings({"method": method, **asked, **options})
     return _sparsify(program, loader, loss or cross_entropy, settings=settings, progress=progress).program
