@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import shlex
 import signal
 import socket
@@ -68,7 +69,7 @@ def warm_commands() -> Iterator[Path]:
             (commands / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
             (commands / name).chmod(0o755)
         argv = [sys.executable, "-P", __file__, "serve", address, str(commands / "python")]
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
+        server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         try:
             assert server.stdout and server.stdout.readline() == b"ready\n", "the warm process did not start"
             yield commands
@@ -106,6 +107,8 @@ def serve(address: str, executable: str) -> NoReturn:
         listener.listen()
         print("ready", flush=True)
         while True:
+            if sys.stdin in select.select([listener, sys.stdin], [], [])[0]:
+                sys.exit()  # whoever started the server is gone
             connection, _ = listener.accept()
             if os.fork() == 0:
                 break
