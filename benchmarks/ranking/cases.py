@@ -18,6 +18,7 @@ from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import UserError
 
 from . import torch_pruning_scores
+from .removed import removal
 from .setup import LOSS, Setup, first_samples
 from .truth import Truth, prunable
 
@@ -28,7 +29,7 @@ class Case:
 
     Attributes:
         label: How it is shown.
-        method: An estimator of ours, or `torch-pruning taylor` or `torch-pruning hessian`.
+        method: An estimator of ours, `removal`, or `torch-pruning taylor` or `torch-pruning hessian`.
         options: Of the estimator.
         seeds: How many seeds are run; more than one where the result depends on them.
         data: `calibration` (plain training images), `train` (augmented ones).
@@ -75,6 +76,10 @@ def all_cases(samples: int, quick: bool) -> list[Case]:
     cases.append(Case("hap, 30 layer-wise probes", "hap", {**few, "probes": 30, "layerwise": True}, 1, long=True))
     cases.append(Case("hap, 30 probes, augmented", "hap", {**few, "probes": 30}, 1, "train"))
     cases.append(Case("hap, 300 probes", "hap", {**few, "probes": 300}, 1, long=True))
+    for temperature, said in ((None, "loss"), (4.0, "divergence at temperature 4")):
+        label = f"removal of each unit on {samples // 2} augmented samples, {said}"
+        options = {"samples": samples // 2, "temperature": temperature}
+        cases.append(Case(label, "removal", options, 1, "train", long=True))
     cases += [
         Case("Torch-Pruning Taylor, as released", "torch-pruning taylor", few),
         Case("Torch-Pruning Taylor, not normalised", "torch-pruning taylor", {**few, "normalizer": None}),
@@ -173,6 +178,9 @@ def _run(setup: Setup, case: Case, seed: int) -> Sensitivity:
         images, labels = first_samples(loader, options.pop("samples"))
         score = {"taylor": torch_pruning_scores.taylor, "hessian": torch_pruning_scores.hessian}
         return score[case.method.split()[1]](setup.program, images, labels, **options)
+    if case.method == "removal":
+        options = dict(case.options)
+        return removal(setup.program, *first_samples(loader, options.pop("samples")), **options)
     method = next((name for name in (case.method, case.method.replace("_", "-")) if name in METHODS), case.method)
     return rank(setup.program, loader, LOSS, method=method, seed=seed, **case.options)
 

@@ -149,7 +149,7 @@ def measure(
     done, began = 0, time.perf_counter()
     with torch.no_grad():
         for number, variant in enumerate(VARIANTS):
-            network = _Network(insert_gates(program), variant == "re-estimated", images.chunk(FOLDS), labels)
+            network = Network(insert_gates(program), variant == "re-estimated", images.chunk(FOLDS), labels)
             if np.isnan(truth.loss[-1, number]).any():
                 truth.loss[-1, number], truth.hits[-1, number] = network.without(network.prefix(None), None)
             start = 0
@@ -179,7 +179,7 @@ class _Prefix:
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """A gated network on fixed samples.
 
     Attributes:
@@ -203,12 +203,16 @@ class _Network:
         self._run(nodes[1:start], nodes[start:], envs, None)
         return _Prefix(start, envs)
 
-    def without(self, prefix: _Prefix, unit: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Loss and share of hits of every fold without a unit (of nothing, if None)."""
+    def logits(self, prefix: _Prefix, unit: int | None) -> Tensor:
+        """Logits [samples, classes] without a unit (without nothing, if None)."""
         nodes = list(self.gated.module.graph.nodes)[prefix.start :]
         envs = [dict(env) for env in prefix.folds]
         self._run(nodes, [], envs, unit)
-        output = torch.cat([pytree.tree_leaves(env[nodes[-1]])[0] for env in envs])
+        return torch.cat([pytree.tree_leaves(env[nodes[-1]])[0] for env in envs])
+
+    def without(self, prefix: _Prefix, unit: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Loss and share of hits of every fold without a unit (of nothing, if None)."""
+        output = self.logits(prefix, unit)
         loss = F.cross_entropy(output.double(), self.labels, reduction="none")
         hits = (output.argmax(1) == self.labels).double()
         return loss.reshape(FOLDS, -1).mean(1).numpy(), hits.reshape(FOLDS, -1).mean(1).numpy()

@@ -44,6 +44,20 @@ def test_a_removed_unit_is_a_smaller_network(setup, tmp_path):
         offset += group.width
 
 
+def test_removal_on_few_samples_is_the_truth_on_them(setup, tmp_path):
+    """The rise of the loss is the truth's on the same samples; the divergence is none where nothing changes."""
+    from ranking.removed import removal
+    from ranking.setup import truth_samples
+    from ranking.truth import measure
+
+    images, labels = truth_samples(setup, 64)
+    rise = measure(setup.program, images, labels, tmp_path / "t.npz", progress=lambda line: None).rise("re-estimated")
+    found = removal(setup.program, images, labels, None)
+    np.testing.assert_allclose(np.concatenate([s.delta_loss for s in found.groups.values()]), rise, atol=1e-5)
+    softened = np.concatenate([s.delta_loss for s in removal(setup.program, images, labels, 4.0).groups.values()])
+    assert (softened >= 0).all() and np.corrcoef(softened, np.abs(rise))[0, 1] > 0.3
+
+
 def test_what_was_measured_is_not_measured_again(setup, tmp_path):
     from ranking.setup import truth_samples
     from ranking.truth import Truth, measure
