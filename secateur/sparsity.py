@@ -19,7 +19,8 @@ from .compress.sparsify import sparsify as _sparsify
 from .compress.sparsify_options import options_of, unread
 from .compress.sparsify_settings import SparsifySettings
 from .errors import UserError
-from .export.targets import TARGETS
+from .export.cpu import cpu_facts
+from .export.targets import TARGETS, lacking_instructions
 from .passes.program import Program
 from .progress import Reporter
 from .recipe import Recipe
@@ -146,12 +147,14 @@ class SparsifyJob:
 
     def quantize(self, program: Program) -> Program:
         """Puts it on the target's INT8 grid by the recipe's `quantize`; zeros stay."""
-        spec = self.recipe.quantize
+        spec, target = self.recipe.quantize, TARGETS[self.recipe.target]
+        if lack := lacking_instructions(target, cpu_facts()["instruction_sets"]):
+            self.reporter.note(f"on this machine {lack}")
         tolerance = spec.tolerance if spec.when == "auto" and self.data.validation is not None else None
         return quantize(
             program,
             self.data.calibration,
-            scheme=TARGETS[self.recipe.target].scheme,
+            scheme=target.scheme,
             samples=spec.samples,
             observer=spec.observer,
             qat=None if spec.when == "never" else spec.qat,

@@ -8,7 +8,7 @@ import torch
 from runs import secateur, tiny_recipe
 from torch import nn
 
-from secateur import steps
+from secateur import sparsity, steps
 from secateur.compress.quantize import quantize
 from secateur.export.cpu import cpu_facts
 from secateur.export.export import export
@@ -100,6 +100,10 @@ def test_quantize_check_and_doctor_said_nothing_of_saturation_on_such_a_processo
     monkeypatch.setattr(doctor, "cpu_facts", lambda: OLD)
     saturates, asked = "integer sums may saturate", ("--set", "rank.method=magnitude", "--set", "heal.epochs=0")
     code, _, err = secateur("quantize", tiny_recipe(tmp_path), "--out", tmp_path / "run", *asked)
+    assert code == 0 and saturates in " ".join(err.split()), err
+    monkeypatch.setattr(sparsity, "cpu_facts", lambda: OLD)
+    few = ("--option", "refit_samples=64", "--option", "stages=1", "--int8", "--out", tmp_path / "sparse")
+    code, _, err = secateur("sparsify", tiny_recipe(tmp_path), *few)
     assert code == 0 and saturates in " ".join(err.split()), err
     for target in (ORT_CPU, ORT_CPU_AVX2):
         export(quantised(target)[0], tmp_path / target.name, target=target)
