@@ -174,7 +174,7 @@ def _run_steps(
 
 def _run_step(step: Step, context: Context, *, again: bool) -> None:
     run, reporter = context.run, context.reporter
-    key = _key(step, context)
+    key = step_key(step, context)
     record = run.record(step.folder)
     if record and record.key == key and not again:
         changed = run.changed_files(step.folder)
@@ -199,7 +199,8 @@ def _run_step(step: Step, context: Context, *, again: bool) -> None:
     reporter.step(step.name, "finished", f"{record.seconds:.1f} s")
 
 
-def _key(step: Step, context: Context) -> str:
+def step_key(step: Step, context: Context) -> str:
+    """Hash of everything that a step depends on now; a step is kept while it is that of its record."""
     recipe = context.recipe.model_dump(mode="json")
     parts = {
         "version": __version__,

@@ -48,7 +48,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
             hint=f"secateur export {source}",
         )
     recipe = parse_recipe(read_yaml(run.recipe_file, what="resolved recipe"), where=str(run.recipe_file))
-    verdict = _verdict(run)
+    verdict = verdict_of(run)
     table, verification = load_ranking(run.folder(STEPS["rank"].folder))
     plan, edited = plan_of(run)
     return ReportData(
@@ -63,7 +63,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
         frontier=_frontier(run),
         facts=list(_facts(manifest, facts, recipe)),
         notes=[*edited, *_notes(facts)],
-        files=_files(run),
+        files=files_of(run),
     )
 
 
@@ -72,7 +72,8 @@ def _frontier(run: RunDirectory) -> Frontier | None:
     return Frontier.load(path) if path.is_file() else None
 
 
-def _verdict(run: RunDirectory) -> Verdict | None:
+def verdict_of(run: RunDirectory) -> Verdict | None:
+    """What the gates said; None if they have not run."""
     path = run.folder(STEPS["check"].folder) / "verdict.json"
     return Verdict.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -135,7 +136,8 @@ def _notes(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from facts.get("export", {}).get("notes", ())
 
 
-def _files(run: RunDirectory) -> Mapping[str, Mapping[str, Any]]:
+def files_of(run: RunDirectory) -> Mapping[str, Mapping[str, Any]]:
+    """sha256 and bytes of the artifact's files, by name; empty if there is none yet."""
     folder = run.folder(STEPS["export"].folder)
     if not (folder / "manifest.json").is_file():
         return {}

@@ -38,16 +38,25 @@ def summary_table(result: CompileResult) -> Table:
 
 
 def stages(facts: Mapping[str, Mapping[str, Any]], gates: tuple[GateResult, ...]) -> list[dict[str, Any]]:
-    """One row a stage: `stage`, `test` (share), `params`, `macs`, `bytes`, `latency` (seconds by batch size)."""
-    dense, small = facts["capture"]["cost"], facts["apply"]["cost"]
+    """One row a stage: `stage`, `test` (share), `params`, `macs`, `bytes`, `latency` (seconds by batch size).
+
+    Of a run that has not finished, the stages that it has reached.
+    """
     artifact = next((g.details for g in gates if g.gate == "accuracy" and g.details), {})
     size = next((g.details for g in gates if g.gate == "size" and g.details), {})
     latency = {g.details["batch"]: g.details for g in gates if g.gate == "latency" and g.details}
+    score = {name: found["score"].get("test") for name, found in facts.items() if "score" in found}
+    before = facts.get("heal", {}).get("score_before", {"pruned": score.get("apply")})
+    reached = [
+        ("capture", "dense FP32", score.get("capture"), "dense"),
+        *(("apply", name, test, None) for name, test in before.items()),
+        ("heal", "healed", score.get("heal"), None),
+        ("quantize", "INT8 artifact", artifact.get("model", score.get("quantize")), "model"),
+    ]
     rows = [
-        ("dense FP32", facts["capture"]["score"].get("test"), dense, "dense"),
-        *((name, test, small, None) for name, test in facts["heal"]["score_before"].items()),
-        ("healed", facts["heal"]["score"].get("test"), small, None),
-        ("INT8 artifact", artifact.get("model", facts["quantize"]["score"].get("test")), small, "model"),
+        (stage, test, facts["capture" if step == "capture" else "apply"]["cost"], file)
+        for step, stage, test, file in reached
+        if step in facts
     ]
     return [
         {

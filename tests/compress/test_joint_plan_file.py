@@ -32,10 +32,8 @@ def test_what_cannot_be_planned_jointly_is_refused() -> None:
     for by in ("gain", "sensitivity"):
         with pytest.raises(UserError, match=r"chooses widths alone[\s\S]*plan.by: auto"):
             plan(program, table("resnet_b"), implants=given, by=by, **options)
-    with pytest.raises(UserError, match=r"latency is planned for with widths alone[\s\S]*plan.ni_ratio: 0.1"):
+    with pytest.raises(UserError, match="needs something that measures it"):
         plan(program, table("resnet_b"), implants=given, target=ORT_CPU, budget=Budget(latency="50%"))
-    with pytest.raises(UserError, match=r"latency is planned for with widths alone[\s\S]*gates.latency.max"):
-        plan(program, table("resnet_b"), blocks=blocks("resnet_b"), target=ORT_CPU, budget=Budget(latency="50%"))
     with pytest.raises(UserError, match=r"this ranking gives scores[\s\S]*rank.method: gate-ggn"):
         plan(program, table("resnet_b", unit="score"), blocks=blocks("resnet_b"), **options)
     with pytest.raises(BudgetError, match=r"cannot be met[\s\S]*--max-macs"):
