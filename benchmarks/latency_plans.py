@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = folder / "plans.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     results = {result["resource"]: result for result in known}
-    for resource in RESOURCES:
+    for resource in options.only:
         if resource in results:
             continue
         made = _planned(setup, table, resource, goal, watch, dense)
@@ -190,6 +190,7 @@ def _share(share: Share) -> str:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--only", nargs="+", choices=RESOURCES, default=RESOURCES, help="only these plans")
     parser.add_argument("--speedup", type=float, default=2.0, help="over the unpruned INT8 network")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=1.0, help="of healing")
