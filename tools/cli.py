@@ -287,6 +287,18 @@ def inspect(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A run directory, finished or not, or a plan.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="What it is compared with.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show what differs between two runs or two plans: recipe, plan, results."""
+    from .diff import diff as show
+
+    show(a, b, as_json=json)
+
+
+@app.command()
 def doctor(
     target: Annotated[str | None, typer.Option(help="Exit with 5 if this target lacks something.")] = None,
     json: Json = False,

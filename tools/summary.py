@@ -45,7 +45,8 @@ def stages(facts: Mapping[str, Mapping[str, Any]], gates: tuple[GateResult, ...]
     artifact = next((g.details for g in gates if g.gate == "accuracy" and g.details), {})
     size = next((g.details for g in gates if g.gate == "size" and g.details), {})
     latency = {g.details["batch"]: g.details for g in gates if g.gate == "latency" and g.details}
-    score = {name: found["score"].get("test") for name, found in facts.items() if "score" in found}
+    scored = ("capture", "apply", "heal", "quantize")
+    score = {step: facts[step]["score"].get("test") for step in scored if step in facts}
     before = facts.get("heal", {}).get("score_before", {"pruned": score.get("apply")})
     reached = [
         ("capture", "dense FP32", score.get("capture"), "dense"),
