@@ -120,10 +120,10 @@ def _captured(a: Side, b: Side) -> tuple[Change, ...] | None:
     """Files of the captured network that differ: its graph, its weights, its example inputs."""
     if "capture" not in a.steps or "capture" not in b.steps:
         return None
-    outputs = (
+    left, right = (
         {Path(name).stem: value[:12] for name, value in side.steps["capture"].outputs.items()} for side in (a, b)
     )
-    return tuple(changes(*outputs))
+    return tuple(changes(left, right))
 
 
 def _notes(a: Side, b: Side, plan: PlanDifference | None) -> Iterator[str]:

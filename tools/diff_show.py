@@ -86,7 +86,7 @@ def _show_results(console: Console, found: ResultDifference) -> None:
         for gate in found.gates:
             table.add_row(escape(gate.name), _gate(gate.a), _gate(gate.b))
         console.print(table)
-    for name, verdict in zip("AB", found.verdicts, strict=True):
+    for name, verdict in zip("AB", found.verdicts if any(found.verdicts) else (), strict=False):
         told = "the gates have not run"
         if verdict is not None:
             counts = ", ".join(f"{count} {state}" for state, count in verdict["states"].items())

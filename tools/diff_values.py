@@ -95,7 +95,7 @@ def changes(a: Any, b: Any, key: str = "") -> Iterator[Change]:
         yield from changes(a, {}, key)
     elif isinstance(b, Mapping) and b and a in (None, ABSENT):
         yield from changes({}, b, key)
-    elif type(a) is not type(b) or a != b:
+    elif a != b or isinstance(a, bool) != isinstance(b, bool):  # True == 1, and 10 == 10.0
         yield Change(key, a, b)
 
 

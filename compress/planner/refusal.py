@@ -70,7 +70,7 @@ def _why(limits: Sequence[Limit], alone: Sequence[float], costs: np.ndarray, *, 
     least = _by_label(limits, alone)
     said = [f"{limit.label} {_share(limit, cost)}" for limit, cost in least.values()]
     if not pair:
-        return f"the least that any choice of widths has: {', '.join(said)}"
+        return f"the least that any choice has: {', '.join(said)}"
     at = [f"{limit.label} {_share(limit, cost)}" for limit, cost in _by_label(limits, costs).values()]
     return f"each alone can be met (at least: {', '.join(said)}); the choice nearest to all has {', '.join(at)}"
 
