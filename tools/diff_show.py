@@ -131,7 +131,7 @@ def _step(line: Line) -> str:
     if line.unit == "share":
         return f"{points(100 * (after - before))} points" + (", intervals overlap" if line.unclear else "")
     if line.unit == "score":
-        return estimate(after - before)
+        return ("+" if after > before else "") + estimate(after - before)
     return f"{100 * (after / before - 1):+.1f}%".replace("-", "−") if before else ""
 
 
