@@ -137,9 +137,11 @@ def _totals(plan: Plan) -> Iterator[tuple[str, tuple[Unit, Quantity]]]:
 def _measured(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Unit, Quantity]]]:
     """One cost that is not counted: measured if it was, else predicted; people may have edited it."""
     key = "measured" if "measured" in found else "predicted"
-    share, low_high = found.get(key), found.get("interval")
+    share, ends = found.get(key), found.get("interval")
     if not isinstance(share, int | float):
         return
-    has_interval = key == "measured" and isinstance(low_high, list) and len(low_high) == 2
-    interval = (float(low_high[0]), float(low_high[1])) if has_interval and low_high else None
+    known = (
+        key == "measured" and isinstance(ends, list) and [isinstance(end, int | float) for end in ends] == [True] * 2
+    )
+    interval = (float(ends[0]), float(ends[1])) if known and ends else None
     yield f"{name}, {key}", ("share", Quantity(float(share), interval=interval))

@@ -177,6 +177,16 @@ def test_groups_of_plans_differ_in_units_not_in_their_order_or_reason(tmp_path):
     assert "block layer1.1 is dropped in B, kept in A" in text
 
 
+def test_measurements_that_were_edited_away_are_not_shown(tmp_path):
+    strange = {"a": {"measured": "fast"}, "b": {"measured": 0.5, "interval": ["x", 1]}, "c": {}}
+    for name, measured in (("a", strange), ("b", {})):
+        replace(PLAN, measured=measured).save(tmp_path / f"{name}.yaml")
+    found, text = diff(tmp_path / "a.yaml", tmp_path / "b.yaml")
+    lines = [line for line in found["plan"]["totals"] if line["differs"]]
+    assert [(line["name"], line["a"], line["b"]) for line in lines] == [("b, measured", {"value": 0.5}, None)]
+    assert " b, measured 50.00% – " in text
+
+
 def test_plans_of_another_network_are_compared_where_groups_are_the_same(tmp_path):
     groups = {"conv1": GroupPlan(8, removed=(0, 2)), "conv2": GroupPlan(4, removed=(3,)), "head": GroupPlan(10)}
     replace(PLAN, program="bbbb", groups=groups, budget={"macs": "40%"}).save(tmp_path / "b.yaml")
