@@ -45,9 +45,9 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Both have come equally far, and nothing differs."""
+        """Nothing that can be compared differs, and two runs have come equally far."""
         parts = (self.plan, self.results)
-        equally_far = list(self.a.steps) == list(self.b.steps)
+        equally_far = self.recipe is None or list(self.a.steps) == list(self.b.steps)
         changed = any((self.recipe, self.environment, self.captured))
         return equally_far and not changed and all(part is None or part.same for part in parts)
 

@@ -106,6 +106,8 @@ def test_a_run_does_not_differ_from_itself_nor_from_one_made_alike(tmp_path):
         assert found["same"] and found["recipe"] == [] and found["plan"]["same"] and found["results"]["same"]
         assert found["notes"] == [] and "nothing differs: recipe, environment, captured network, plan, results" in text
         assert "key" not in text and "group" not in text
+    found, text = diff(a, b / "03-plan")
+    assert found["same"] and found["results"] is None and "nothing differs: plan" in text
 
 
 def test_keys_of_the_recipe_are_dotted_and_absent_ones_are_told_from_null(tmp_path):
