@@ -16,6 +16,7 @@ COMMANDS = [
     "rank",
     "plan",
     "apply",
+    "diff",
     "heal",
     "quantize",
     "export",
