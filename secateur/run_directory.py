@@ -56,13 +56,16 @@ class RunDirectory:
 
     Args:
         path: The directory; made if absent.
+        read_only: Only to be read: neither made nor checked.
 
     Raises:
         UserError: It cannot be written, or holds something that is not a run.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self.path = Path(path)
+        if read_only:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
@@ -83,8 +86,12 @@ class RunDirectory:
             )
 
     @classmethod
-    def existing(cls, path: str | Path) -> RunDirectory:
+    def existing(cls, path: str | Path, *, read_only: bool = False) -> RunDirectory:
         """Opens a run that is there.
+
+        Args:
+            path: The directory.
+            read_only: Only to be read; it may lie where nothing can be written.
 
         Raises:
             UserError: There is none.
@@ -99,7 +106,7 @@ class RunDirectory:
                 why=f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
                 hint=f"name the run that it is a part of: {around}" if inside else "secateur compile RECIPE --out DIR",
             )
-        return cls(path)
+        return cls(path, read_only=read_only)
 
     @property
     def _manifest(self) -> Path:

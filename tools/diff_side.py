@@ -77,7 +77,7 @@ def read_side(source: Path) -> Side:
     if source.name == PLAN or (document is not None and document.suffix != ".json"):
         return Side(str(source), Plan.load(document or source))
     if source.is_dir():
-        RunDirectory.existing(source)  # says what is missing, and of which run this is a part
+        RunDirectory.existing(source, read_only=True)  # says what is missing, and of which run this is a part
     raise UserError(
         "this is neither a run directory nor a plan",
         where=str(source),
@@ -87,7 +87,7 @@ def read_side(source: Path) -> Side:
 
 
 def _read_run(source: Path) -> Side:
-    run = RunDirectory.existing(source)
+    run = RunDirectory.existing(source, read_only=True)
     recipe = read_yaml(run.recipe_file, what="resolved recipe")
     if not isinstance(recipe, dict):
         raise UserError(

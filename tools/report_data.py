@@ -36,7 +36,7 @@ def report_data(source: Path, command: str = "") -> ReportData:
     Raises:
         UserError: There is no run, or it stopped before its artifact.
     """
-    run = RunDirectory.existing(source)
+    run = RunDirectory.existing(source, read_only=True)
     manifest = run.manifest()
     facts = {name: record.facts for name, step in STEPS.items() if (record := run.record(step.folder))}
     missing = [name for name in STEPS if name not in facts and name != "check"]

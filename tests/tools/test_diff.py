@@ -110,6 +110,12 @@ def test_a_run_does_not_differ_from_itself_nor_from_one_made_alike(tmp_path):
     assert found["same"] and found["results"] is None and "nothing differs: plan" in text
 
 
+def test_a_run_that_cannot_be_written_is_compared(tmp_path, monkeypatch):
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    monkeypatch.setattr("secateur.run_directory.os.access", lambda path, mode: False)
+    assert diff(a, b)[0]["same"]
+
+
 def test_keys_of_the_recipe_are_dotted_and_absent_ones_are_told_from_null(tmp_path):
     a = make_run(tmp_path / "a", "capture")
     changed = resolved(
