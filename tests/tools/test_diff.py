@@ -1,6 +1,7 @@
 """`diff` names exactly what was made to differ between two runs or two plans."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -112,7 +113,7 @@ def test_a_run_does_not_differ_from_itself_nor_from_one_made_alike(tmp_path):
 
 def test_a_run_that_cannot_be_written_is_compared(tmp_path, monkeypatch):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
-    monkeypatch.setattr("secateur.run_directory.os.access", lambda path, mode: False)
+    monkeypatch.setattr("secateur.run_directory.os.access", lambda path, mode, **_: mode != os.W_OK)
     assert diff(a, b)[0]["same"]
 
 
