@@ -96,10 +96,11 @@ def run_all(
             for sparsity in sparsities:
                 if (case.label, sparsity, seed, setup.protocol, images) in done:
                     continue
-                if shared is None and case.stages == 1 and METHODS[case.options["method"]].needs_data:
+                shares = case.stages == 1 and METHODS[case.options["method"]].needs_data
+                if shares and shared is None:
                     settings = SparsifySettings(**common, ignore=setup.ignore)
                     shared = gradients_of(setup.program, setup.loader(seed), settings=settings)
-                record = _run(setup, case, sparsity, seed, common, shared if case.stages == 1 else None)
+                record = _run(setup, case, sparsity, seed, common, shared if shares else None)
                 with path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
                 fresh = "" if record["reestimated"] is None else f", BN {record['reestimated']:.2f}"

@@ -35,6 +35,9 @@ def test_what_was_measured_is_not_measured_again(tiny, tmp_path):
     assert len(said) == 3
     assert all(record["zeros"] == pytest.approx(0.5, abs=1e-3) for record in records)
     assert [record["shared_gradients"] for record in records] == [False, True, True]
+    refitted = [case for case in CASES if case.label == "MP, layers refitted"]  # takes none, though there are some
+    run_all(tiny, [*cases, *refitted], [0.6], [0], path, common, said.append)
+    assert stored(path)[-1]["label"] == "MP, layers refitted" and not stored(path)[-1]["shared_gradients"]
 
 
 def test_tables_show_mean_and_spread_over_seeds_and_the_published_row():
