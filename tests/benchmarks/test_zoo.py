@@ -101,7 +101,7 @@ def test_the_script_stores_continues_and_writes_the_page(families, tmp_path, mon
     check = zoo.check_apart
     monkeypatch.setattr(zoo, "check_apart", lambda case, *rest: (asked.append(case.name), check(case, *rest))[1])
     page = tmp_path / "models.md"
-    arguments = ["--out", str(tmp_path / "out"), "--seconds", "20", "--table", str(page)]
+    arguments = ["--out", str(tmp_path / "out"), "--seconds", "300", "--table", str(page)]
     zoo.main([*arguments, "--quick"])
     zoo.main([*arguments, "--seconds", "1"])
     assert asked == ["small", "branch", "killed", "endless"]
