@@ -11,7 +11,8 @@ def tidy(graph_module: fx.GraphModule) -> fx.GraphModule:
     Returns:
         A graph module over the same graph, layers and tensors.
     """
-    graph_module.graph.eliminate_dead_code()
+    # By itself torch keeps whatever may draw random numbers, such as attention with its dropout, and all that it reads.
+    graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure(impure_random=False))
     graph_module.graph.lint()
     training = graph_module.training
     result = fx.GraphModule(graph_module, graph_module.graph)

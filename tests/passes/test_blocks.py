@@ -10,6 +10,7 @@ import graphgen
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from nets import captured, rebatch
@@ -123,6 +124,31 @@ def test_the_program_given_is_not_changed_and_the_smaller_one_is_saved(tmp_path)
     for a, b in zip(outputs(again, program.example_args), outputs(smaller, program.example_args), strict=True):
         assert torch.equal(a, b)
     assert not any("layer1.0" in name or "layer2.1" in name for name, _ in again.module().named_parameters())
+
+
+class Attention(nn.Module):
+    """Self-attention added to its input, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(found))
+
+
+def test_attention_that_is_dropped_leaves_nothing_behind() -> None:
+    """Attention may draw random numbers (its dropout), so it stayed in the graph, unread, with the layers before it."""
+    program = capture(Attention().eval(), (torch.randn(2, 5, 8),))
+    (block,) = residual_blocks(program)
+    smaller = drop_blocks(program, [block.name])
+    assert set(dict(smaller.module().named_parameters())) == {"head.weight", "head.bias"}
+    assert not smaller.graph.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default)
+    whole, saved = (CostModel.of(program, *given).dense for given in ((), (block,)))
+    assert count(smaller).params == whole.params - saved.params == 27
 
 
 def draw(program: Program, rng: np.random.Generator) -> tuple[list[Block], dict[str, list[int]], dict[str, Implant]]:
