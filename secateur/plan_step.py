@@ -12,7 +12,7 @@ from .compress.cost.stopwatch import OrtStopwatch, can_time
 from .compress.implants.loss import offer_implants
 from .compress.implants.select import plan_within
 from .compress.plan import Plan
-from .compress.planner.drops import measure_blocks, temperature_of
+from .compress.planner.drops import check_losses, measure_blocks, temperature_of
 from .compress.planner.limits import PLANNED, Costs
 from .compress.planner.plan import plan_with_frontier
 from .compress.planner.stages import plan_in_stages
@@ -116,6 +116,8 @@ def _beside(context: Context, program: Program, table: Sensitivity) -> dict[str,
     """Implants and blocks to choose from, with what each would lose on calibration data."""
     spec, data = context.recipe.plan, context.data.calibration
     found: dict[str, Any] = {}
+    if spec.blocks == "drop":
+        check_losses(table)  # before minutes of measuring
     if spec.ni_ratio == "auto":
         found["implants"] = offer_implants(
             program,

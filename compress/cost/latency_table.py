@@ -32,17 +32,27 @@ class LatencyTable:
 
     def __init__(self, points: Mapping[LayerShape, Mapping[Pair, Timing]]) -> None:
         self.points = {family: dict(found) for family, found in points.items()}
+        self._lines = {family: _by_input(found) for family, found in self.points.items()}
+        self._read: dict[tuple[LayerShape, Pair], Timing] = {}
 
     def replaced(self, times: Mapping[tuple[LayerShape, Pair], Timing]) -> LatencyTable:
         """The table with some points measured anew."""
-        table = LatencyTable(self.points)
+        points = {family: dict(found) for family, found in self.points.items()}
         for (family, pair), timing in times.items():
-            table.points.setdefault(family, {})[pair] = timing
-        return table
+            points.setdefault(family, {})[pair] = timing
+        return LatencyTable(points)
 
     def at(self, family: LayerShape, pairs: np.ndarray) -> np.ndarray:
-        """Microseconds, float64 [pairs], at widths int64 [pairs, 2]."""
-        return np.array([self.timing(family, (int(i), int(o))).micros for i, o in pairs])
+        """Microseconds, float64 [pairs], at widths int64 [pairs, 2]: those of `timing`, for many at once."""
+        inputs, row = np.unique(pairs[:, 0], return_inverse=True)
+        outputs, column = np.unique(pairs[:, 1], return_inverse=True)
+        lines = self._lines[family]
+        known = np.array(sorted(lines), dtype=np.int64)
+        measured = np.array([[_among_outputs(lines[int(i)], int(o)).micros for o in outputs] for i in known])
+        found = _between_rows(known, measured, inputs)
+        for (i, o), timing in self.points[family].items():
+            found[np.ix_(inputs == i, outputs == o)] = timing.micros
+        return found[row, column]
 
     def timing(self, family: LayerShape, pair: Pair) -> Timing:
         """The time at a pair of widths, measured or interpolated.
@@ -54,17 +64,13 @@ class LatencyTable:
         Raises:
             KeyError: Nothing of this family was measured.
         """
-        found = self.points[family]
-        if pair in found:
-            return found[pair]
-        by_input: dict[int, dict[int, Timing]] = {}
-        for (i, o), timing in found.items():
-            by_input.setdefault(i, {})[o] = timing
-        inputs, outputs = pair
-        columns = {
-            i: _among_outputs(times, outputs) for i, times in by_input.items() if len(times) > 1 or len(found) < 3
-        }
-        return _between(columns or {i: _among_outputs(times, outputs) for i, times in by_input.items()}, inputs)
+        known = self._read.get((family, pair))
+        if known is None:
+            found, (inputs, outputs) = self.points[family], pair
+            columns = {i: _among_outputs(times, outputs) for i, times in self._lines[family].items()}
+            known = found[pair] if pair in found else _between(columns, inputs)
+            self._read[family, pair] = known
+        return known
 
 
 def measure_table(
@@ -134,6 +140,15 @@ def _shape(family: LayerShape, pair: Pair) -> LayerShape:
     return replace(family, inputs=pair[0], outputs=pair[1])
 
 
+def _by_input(points: Mapping[Pair, Timing]) -> dict[int, dict[int, Timing]]:
+    """Times by inputs and outputs; one point alone (rounds add such) is no line where there are several."""
+    found: dict[int, dict[int, Timing]] = {}
+    for (i, o), timing in points.items():
+        found.setdefault(i, {})[o] = timing
+    lines = {i: times for i, times in found.items() if len(times) > 1 or len(points) < 3}
+    return lines or found
+
+
 def _among_outputs(times: Mapping[int, Timing], outputs: int) -> Timing:
     alike = {o: t for o, t in times.items() if (o - outputs) % PERIOD == 0}
     return _between(alike or times, outputs)
@@ -155,6 +170,18 @@ def _between(times: Mapping[int, Timing], at: int) -> Timing:
         return Timing(a.micros, max(a.mad, b.mad), rounds)
     share = (at - low) / (high - low)
     return Timing(max(a.micros + share * (b.micros - a.micros), 0.0), max(a.mad, b.mad), rounds)
+
+
+def _between_rows(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """`_between` for many: float64 [at, columns] at int64 [at], from values [known, columns]."""
+    if len(known) == 1:
+        return np.repeat(values, len(at), axis=0)
+    place = np.clip(np.searchsorted(known, at), 1, len(known) - 1)
+    low, high, here = (x[:, None] for x in (known[place - 1], known[place], at))
+    a, b = values[place - 1], values[place]
+    line = np.maximum(a + (here - low) / (high - low) * (b - a), 0.0)
+    line = np.where((low < here) & (here < high) & (a > b), a, line)
+    return np.where(here == low, a, np.where(here == high, b, line))
 
 
 def pairs_of(inputs: Iterable[int], outputs: Iterable[int]) -> np.ndarray:

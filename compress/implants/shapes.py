@@ -5,48 +5,53 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+import numpy as np
+
 from ...export.layer_model import LayerShape
 
-Point = tuple[LayerShape, tuple[int, int]]
-"""A family of layer shapes, whose channels are zero, and channels in and out."""
+Layer = tuple[LayerShape, np.ndarray, np.ndarray]
+"""A family of shapes, whose channels are zero; channels in and out, int64 [cases, 2]; bool [cases]: there or not."""
 
 
-def split_layers(family: LayerShape, form: str, inputs: int, outputs: int, rows: int, rank: int) -> list[Point]:
+def split_layers(
+    family: LayerShape, form: str, inputs: np.ndarray, outputs: np.ndarray, rows: np.ndarray, rank: np.ndarray
+) -> list[Layer]:
     """What runs where a stand-in computes the last filters of a layer: the rest of it, the stand-in, a concatenation.
 
     Args:
         family: Shape of the layer.
         form: Form of the stand-in (see `passes.implant_form`); not `center`, which leaves the layer as it is.
-        inputs: Channels in.
+        inputs: Channels in, int64 [cases], like all that follows.
         outputs: Channels out, replaced ones among them.
         rows: Filters that are replaced; 0 for none.
         rank: Rank of the stand-in, 0 if the form has none.
     """
-    own = [(family, (inputs, outputs - rows))] if outputs > rows else []
-    if not rows:
-        return own
-    joined = [(_concatenation(family), (outputs - rows, rows))] if own else []
-    return [*own, *_stand_in(family, form, inputs, rows, rank), *joined]
+    own, replaced = outputs > rows, rows > 0
+    shapes = [(family, inputs, outputs - rows, own), (_concatenation(family), outputs - rows, rows, own & replaced)]
+    shapes += [(*shape, replaced) for shape in _stand_in(family, form, inputs, rows, rank)]
+    return [(shape, np.stack([a, b], axis=1), there) for shape, a, b, there in shapes]
 
 
-def _stand_in(family: LayerShape, form: str, inputs: int, rows: int, rank: int) -> list[Point]:
+def _stand_in(
+    family: LayerShape, form: str, inputs: np.ndarray, rows: np.ndarray, rank: np.ndarray
+) -> list[tuple[LayerShape, np.ndarray, np.ndarray]]:
     """The layers of a stand-in, as `passes.implant_form.layers` makes them."""
     area, axes = prod(family.kernel), len(family.kernel)
     if form == "pointwise":
         reach = [d * (k - 1) // 2 for d, k in zip(family.dilation, family.kernel, strict=True)]
         padding = tuple(p - r for p, r in zip(family.padding, reach, strict=True))
-        return [(replace(_pointwise(family, family.size), stride=family.stride, padding=padding), (inputs, rows))]
+        return [(replace(_pointwise(family, family.size), stride=family.stride, padding=padding), inputs, rows)]
     if form == "low-rank":
-        r = min(rank, rows, inputs * area)
+        r = np.minimum(np.minimum(rank, rows), inputs * area)
         last = _pointwise(family, _size_behind(family)) if axes else family
-        return [(family, (inputs, r)), (last, (r, rows))]
+        return [(family, inputs, r), (last, r, rows)]
     if form == "tucker":
-        first, last = min(rank, inputs), min(rank, rows)
+        first, last = np.minimum(rank, inputs), np.minimum(rank, rows)
         before, behind = (_pointwise(family, size) for size in (family.size, _size_behind(family)))
-        return [(before, (inputs, first)), (family, (first, last)), (behind, (last, rows))]
-    r = min(rank, inputs * family.kernel[0], rows * family.kernel[1])
+        return [(before, inputs, first), (family, first, last), (behind, last, rows)]
+    r = np.minimum(np.minimum(rank, inputs * family.kernel[0]), rows * family.kernel[1])
     upright, lying = (_along(family, axis) for axis in (0, 1))
-    return [(upright, (inputs, r)), (replace(lying, size=_size_behind(upright)), (r, rows))]
+    return [(upright, inputs, r), (replace(lying, size=_size_behind(upright)), r, rows)]
 
 
 def _along(family: LayerShape, axis: int) -> LayerShape:

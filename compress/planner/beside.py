@@ -18,7 +18,7 @@ from ..cost.terms import Column, Term, product_term
 from ..implants.columns import saving_terms, size_terms
 from ..implants.offers import Offers
 from ..sensitivity.table import Sensitivity
-from .drops import BlockOffer, temperature_of
+from .drops import BlockOffer, check_losses
 from .file_parts import block_bytes, stand_in_bytes
 from .implanted import implanted_choices
 from .joint_latency import JointLatency
@@ -58,16 +58,8 @@ class Beside:
                 why=f"{asked} makes implants and blocks part of the choice",
                 hint="plan.by: auto searches exactly",
             )
-        temperature = temperature_of(sensitivity)
-        if any(offer.temperature != temperature for offer in self.blocks):
-            measured = f"the loss at temperature {self.blocks[0].temperature:g}"
-            ranked = "gives scores" if temperature is None else f"is of the loss at temperature {temperature:g}"
-            raise UserError(
-                "blocks can be dropped only if the ranking measures what was measured of them",
-                where="plan.blocks",
-                why=f"what a block costs is a rise of {measured}, and this ranking {ranked}",
-                hint="rank.method: gate-ggn, and in Python measure_blocks(…, temperature=temperature_of(table))",
-            )
+        for temperature in {offer.temperature for offer in self.blocks}:
+            check_losses(sensitivity, temperature)
 
     def quantities(self, program: Program) -> Quantities:
         """The layout of slopes."""

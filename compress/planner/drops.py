@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ...errors import UserError
 from ...passes.blocks import Block, residual_blocks, silence_blocks
 from ...passes.program import Program
 from ...passes.shapes import eval_mode
@@ -89,6 +90,29 @@ def temperature_of(sensitivity: Sensitivity) -> float | None:
         return 1.0
     found = sensitivity.facts.get("temperature")
     return float(found) if isinstance(found, int | float) else None
+
+
+def check_losses(sensitivity: Sensitivity, temperature: float | None = None) -> None:
+    """Refuses a ranking that blocks cannot be weighed against.
+
+    Args:
+        sensitivity: The ranking.
+        temperature: At which the loss without each block was measured; None if that is still to come.
+
+    Raises:
+        UserError: It estimates no rise of the loss, or that at another temperature.
+    """
+    ranked = temperature_of(sensitivity)
+    if ranked is not None and temperature in (None, ranked):
+        return
+    said = "gives scores" if ranked is None else f"is of the loss at temperature {ranked:g}"
+    raise UserError(
+        "blocks can be dropped only if the ranking measures what was measured of them",
+        where="plan.blocks",
+        why=f"what a block costs is a rise of the loss{f' at temperature {temperature:g}' if temperature else ''}, "
+        f"and this ranking {said}",
+        hint="rank.method: gate-ggn, and in Python measure_blocks(…, temperature=temperature_of(table))",
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ..cost.latency_table import LatencyTable
 from ..cost.sites import Site
 from ..cost.terms import Column, Term
 from ..implants.offers import Offers, OfferSite, offer_sites
-from ..implants.shapes import Point, split_layers
+from ..implants.shapes import Layer, split_layers
 from .drops import BlockOffer
 from .levels import sizes_of
 from .problem import Choice
@@ -86,16 +85,16 @@ class JointLatency:
             choices: Choices with implants.
             batches: Batch sizes.
         """
-        found: dict[LayerShape, set[tuple[int, int]]] = {}
+        found: dict[LayerShape, list[np.ndarray]] = {}
         for site in sites:
             if site.path not in self.offered:
                 continue
-            axes = (self.quantities.widen(site.inputs), self._outputs(site))
-            for inputs, packed in product(*(sizes_of(axis, choices).tolist() for axis in axes)):
-                for batch in batches:
-                    for family, pair in _layers(replace(site.family, batch=batch), self.form, inputs, packed):
-                        found.setdefault(family, set()).add(pair)
-        return {family: [np.array(sorted(pairs), dtype=np.int64)] for family, pairs in found.items()}
+            sides = (sizes_of(axis, choices) for axis in (self.quantities.widen(site.inputs), self._outputs(site)))
+            inputs, packed = (side.reshape(-1) for side in np.meshgrid(*sides, indexing="ij"))
+            for batch in batches:
+                for family, pairs, there in _layers(replace(site.family, batch=batch), self.form, inputs, packed):
+                    found.setdefault(family, []).append(np.unique(pairs[there], axis=0))
+        return {family: pairs for family, pairs in found.items() if any(len(some) for some in pairs)}
 
     def _split_term(self, model: LatencyModel, site: Site) -> Term | None:
         """Time of a layer that may have a stand-in; None for others."""
@@ -123,9 +122,9 @@ class JointLatency:
         return Term((*term.axes, self.quantities.axis({self.quantities.block(block): 1})), _Staying(term))
 
 
-def _layers(family: LayerShape, form: str, inputs: int, packed: int) -> list[Point]:
-    outputs, rest = divmod(packed, _BASE**2)
-    return split_layers(family, form, inputs, outputs, *divmod(rest, _BASE))
+def _layers(family: LayerShape, form: str, inputs: np.ndarray, packed: np.ndarray) -> list[Layer]:
+    outputs, rest = np.divmod(packed, _BASE**2)
+    return split_layers(family, form, inputs, outputs, *np.divmod(rest, _BASE))
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,12 @@ class _SplitLookup:
     scale: float
 
     def __call__(self, at: np.ndarray) -> np.ndarray:
-        rows = at.tolist() if self.inputs is None else [(self.inputs, *row) for row in at.tolist()]
-        found = [_layers(self.family, self.form, inputs, packed) for inputs, packed in rows]
-        return self.scale * np.array([sum(self.table.timing(*point).micros for point in points) for points in found])
+        inputs = at[:, 0] if self.inputs is None else np.full(len(at), self.inputs)
+        micros = np.zeros(len(at))
+        for family, pairs, there in _layers(self.family, self.form, inputs, at[:, -1]):
+            if there.any():
+                micros[there] += self.table.at(family, pairs[there])
+        return self.scale * micros
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -81,8 +80,10 @@ class Levels:
                 values = merged.setdefault(
                     distinct, np.zeros((*(len(sizes[place]) for place in distinct), len(columns)))
                 )
-                grid = np.array(list(product(*(sizes[place] for place in distinct))), dtype=np.int64)
-                at = grid.reshape(len(grid), len(distinct))[:, [distinct.index(place) for place in places]]
+                sides = np.meshgrid(*(sizes[place] for place in distinct), indexing="ij")
+                grid = [side.reshape(-1) for side in sides]
+                at = [grid[distinct.index(place)] for place in places]
+                at = np.stack(at, axis=1) if at else np.zeros((1, 0), dtype=np.int64)
                 values[..., number] += term.value(at).reshape(values.shape[:-1])
         constant = constant + sum((v for places, v in merged.items() if not places), np.zeros(len(columns)))
         terms = tuple(LevelTerm(places, values) for places, values in merged.items() if places)

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from .coarse import from_coarse, too_fine
 from .levels import share
 from .problem import Problem
 from .solution import Solution
@@ -44,7 +45,42 @@ def solve(problem: Problem, *, seconds: float = TIME_LIMIT) -> Solution | None:
 
     Returns:
         The solution with a proven lower bound, or None if no choice is within the limits (or none was found in time).
+        The levels of a wide network are searched from coarse to fine, and no bound is proven.
     """
+    if not too_fine(problem):
+        return _solve(problem, seconds)
+    position = from_coarse(problem, _within_or_nearest, _overrun_then_rise, seconds=seconds)
+    if position is None or not problem.fits(position[None])[0]:
+        return None
+    return Solution(position, "milp, coarse to fine", problem.rise(position), None)
+
+
+def least_cost(problem: Problem, column: int, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
+    """Position of the least cost in one column, with the limits on the others; None if infeasible."""
+
+    def search(problem: Problem, seconds: float) -> np.ndarray | None:
+        model = _Model(problem)
+        limits = problem.limits.copy()
+        limits[column] = np.inf
+        model.limit(limits)
+        scale = max(abs(float(problem.limits[column])), 1e-30)
+        found = model.run(model.cost(column) / scale, seconds)
+        return None if found is None else found[0]
+
+    def cost(problem: Problem, position: np.ndarray) -> float:
+        return float(problem.costs(position[None])[0, column])
+
+    return from_coarse(problem, search, cost, seconds=seconds) if too_fine(problem) else search(problem, seconds)
+
+
+def nearest(problem: Problem, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
+    """Position at which the largest overrun, as a share of its limit, is smallest."""
+    if too_fine(problem):
+        return from_coarse(problem, _nearest, _overrun, seconds=seconds)
+    return _nearest(problem, seconds)
+
+
+def _solve(problem: Problem, seconds: float) -> Solution | None:
     for margin in _TIGHTER:  # the solver's own tolerance may go beyond a limit that is met exactly
         model = _Model(problem)
         model.limit(problem.limits * (1 - margin))
@@ -57,25 +93,33 @@ def solve(problem: Problem, *, seconds: float = TIME_LIMIT) -> Solution | None:
     return None
 
 
-def least_cost(problem: Problem, column: int, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
-    """Position of the least cost in one column, with the limits on the others; None if infeasible."""
-    model = _Model(problem)
-    limits = problem.limits.copy()
-    limits[column] = np.inf
-    model.limit(limits)
-    scale = max(abs(float(problem.limits[column])), 1e-30)
-    found = model.run(model.cost(column) / scale, seconds)
-    return None if found is None else found[0]
-
-
-def nearest(problem: Problem, *, seconds: float = TIME_LIMIT) -> np.ndarray | None:
-    """Position at which the largest overrun, as a share of its limit, is smallest."""
+def _nearest(problem: Problem, seconds: float) -> np.ndarray | None:
     model = _Model(problem, extra=1)
     model.limit(np.zeros_like(problem.limits), overrun=problem.limits)
     objective = np.zeros(model.size)
     objective[-1] = 1.0
     found = model.run(objective, seconds)
     return None if found is None else found[0]
+
+
+def _within_or_nearest(problem: Problem, seconds: float) -> np.ndarray | None:
+    """Where no coarse level is within the limits, finer ones near those that come closest may be."""
+    found = _solve(problem, seconds)
+    return found.position if found is not None else _nearest(problem, seconds)
+
+
+def _overrun(problem: Problem, position: np.ndarray) -> float:
+    limited = np.isfinite(problem.limits)
+    costs, limits = problem.costs(position[None])[0][limited], problem.limits[limited]
+    return float(((costs - limits) / np.maximum(np.abs(limits), 1e-30)).max(initial=-np.inf))
+
+
+def _overrun_then_rise(problem: Problem, position: np.ndarray) -> float:
+    """Any choice within the limits is better than any other."""
+    if problem.fits(position[None])[0]:
+        return problem.rise(position)
+    most = sum(float(np.max(part.rise, initial=0.0)) for part in problem.parts)
+    return most + 1.0 + max(_overrun(problem, position), 0.0)
 
 
 @dataclass

@@ -190,15 +190,13 @@ def _insignificant(
     for group, choice in enumerate(problem.choices):
         if choice.group.name in kept:
             continue
-        for wider in range(int(solution.position[group])):
-            position = solution.position.copy()
-            position[group] = wider
-            costs = problem.costs(position[None])[0]
-            if (costs > problem.limits)[other].any():
-                continue
-            before = problem.widths(position)
-            gains = [m.micros(before) - now[b] > SIGNIFICANT * m.noise(before, widths) for b, m in models.items()]
-            if not any(gains) and (wider == 0 or problem.fits(position[None])[0]):
+        positions = np.repeat(solution.position[None], int(solution.position[group]), axis=0)
+        positions[:, group] = np.arange(len(positions))
+        costs = problem.costs(positions)
+        able = ~(costs > problem.limits)[:, other].any(axis=1) & (problem.fits(positions) | (positions[:, group] == 0))
+        for wider in np.flatnonzero(able).tolist():
+            before = problem.widths(positions[wider])
+            if not any(m.micros(before) - now[b] > SIGNIFICANT * m.noise(before, widths) for b, m in models.items()):
                 return group, wider
     return None
 

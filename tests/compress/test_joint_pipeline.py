@@ -80,3 +80,10 @@ def test_a_run_plans_a_latency_with_implants_and_blocks(tmp_path: Path, monkeypa
     assert plan.measured["latency at batch 2"]["rounds"] >= 1
     (cached,) = (tmp_path / "cache" / "latency").glob("*.json")
     assert "concat" in cached.read_text()
+
+
+def test_blocks_that_the_ranking_cannot_be_weighed_against_are_refused_before_they_are_measured(tmp_path: Path) -> None:
+    flags = ("--set", "rank.method=magnitude", "--set", "plan.blocks=drop")
+    code, _, err = secateur("plan", tiny_recipe(tmp_path), "--out", tmp_path / "run", "--max-macs", "60%", *flags)
+    assert code == 2 and "this ranking gives scores" in err and "rank.method: gate-ggn" in err, err
+    assert "blocks tried" not in err
