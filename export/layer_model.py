@@ -118,11 +118,15 @@ class _OneLayer:
             return {"x": self.shape.inputs, "z": self.shape.outputs}
         return {"x": self.shape.inputs}
 
-    def _value(self, channels: int) -> list[int]:
+    def _value(self, channels: int) -> list[int | str]:
+        """The batch stays open, as the lowering leaves it: with all sizes known the runtime takes other kernels.
+
+        MatMul and Add on tokens then become a float Gemm between reshapes, weights dequantised in every run.
+        """
         shape = self.shape
         if shape.kind == "linear" or shape.last:
-            return [shape.batch, *shape.size, channels]
-        return [shape.batch, channels, *shape.size]
+            return ["batch", *shape.size, channels]
+        return ["batch", channels, *shape.size]
 
     def _conv(self, x: str) -> str:
         shape = self.shape

@@ -175,9 +175,9 @@ def _interleaved_profiles(
             session = open_session(model, threads=threads, profile=Path(folder) / f"layer{number}")
             feeds = {}
             for value in session.get_inputs():
-                key = (value.type, *value.shape)
+                key = (value.type, shape.batch, *value.shape[1:])
                 if key not in inputs:
-                    inputs[key] = _random(value.type, value.shape, rng)
+                    inputs[key] = _random(value.type, key[1:], rng)
                 feeds[value.name] = inputs[key]
             sessions[shape] = (session, feeds)
         names = list(sessions)

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from ..errors import UnsupportedError, UserError
 from ..passes.quant.modules import FakeQuantize, QuantConv1d, QuantConv2d, QuantConv3d, QuantLinear
-from .lower_context import Lowering, ModuleLowering, Value, function_name
+from .lower_context import Lowering, ModuleLowering, Value, array_of, function_name
 from .lower_ops_conv import emit_conv, require_batched
 from .lower_shortcut import selection_conv
 
@@ -121,7 +121,7 @@ def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
         if module.bias is None:
             return ctx.emit(node, "MatMul", [x, weight])
         product = ctx.emit(node, "MatMul", [x, weight], part="matmul")
-        return ctx.emit(node, "Add", [product, ctx.parameter(f"{node.target}.bias", module.bias)])
+        return ctx.emit(node, "Add", [product, _bias_of_rank(ctx, node, module, ctx.fact(source).rank)])
     weight, scales = integer_weight(ctx, node, module)
     inputs = [x, weight]
     if module.bias is not None:
@@ -130,6 +130,18 @@ def quant_linear(ctx: Lowering, node: fx.Node, module: Any) -> Value:
             bias = _integer_bias(ctx, node, module, scales, ctx.module(quantizer))
         inputs.append(bias or ctx.parameter(f"{node.target}.bias", module.bias))
     return ctx.emit(node, "Gemm", inputs, transB=1)
+
+
+def _bias_of_rank(ctx: Lowering, node: fx.Node, module: Any, rank: int) -> str:
+    """The bias, with as many axes as the output where the batch is fixed.
+
+    onnxruntime makes a Gemm of MatMul and Add if it knows all sizes and the bias has one axis, before it looks for
+    integer kernels; that Gemm computes in floats, and dequantises its weight in every run.
+    """
+    if ctx.program.static_batch is None:
+        return ctx.parameter(f"{node.target}.bias", module.bias)
+    row = module.bias.detach().reshape(*[1] * (rank - 1), -1)
+    return ctx.builder.constant(f"{node.target}.bias_row_{rank}d", array_of(row))
 
 
 def _integer_bias(ctx: Lowering, node: fx.Node, module: Any, scales: np.ndarray, quantizer: Any) -> str:

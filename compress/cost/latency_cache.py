@@ -14,7 +14,8 @@ from ...export.cpu import cpu_facts
 from ...export.layer_times import Timing
 from ...export.targets import Target
 
-FORMAT = "secateur-latency/1"
+FORMAT = "secateur-latency/2"
+"""1 timed linear layers on tokens in the wrong kernel."""
 VARIABLE = "SECATEUR_CACHE"
 """Environment variable that names the cache folder."""
 

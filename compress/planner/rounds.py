@@ -146,8 +146,8 @@ def without_noise(
     """Takes back cuts whose gain in latency cannot be told from noise.
 
     A cut that other budgets need stays. One that can be taken back, wholly or in part, within all budgets is. Where
-    taking it back wholly breaks the latency budget by what is within noise, the width is struck out and the search runs
-    again; if nothing is within the limits then, the cut stays.
+    taking it back wholly breaks the latency budget by what is within noise, all widths whose gain is within noise are
+    struck out and the search runs again; if nothing is within the limits then, the cut stays.
 
     Returns:
         The problem with the struck widths left out, its solution, and the groups concerned.
@@ -168,7 +168,7 @@ def without_noise(
             solution = replace(solution, position=position, rise=rise, bound=solution.bound)
             dropped.append(name)
             continue
-        struck = _problem(_strike(problem.choices, group, int(solution.position[group])), limits)
+        struck = _problem(_strike(problem.choices, group, _lost_in_noise(problem, solution, models, group)), limits)
         again = SEARCHES[by](struck, seconds)
         if again is None:
             kept.add(name)
@@ -185,8 +185,6 @@ def _insignificant(
     kept: set[str],
 ) -> tuple[int, int] | None:
     """A group and a wider position of it from which the cut gains nothing that can be told; None if there is none."""
-    widths = problem.widths(solution.position)
-    now = {batch: model.micros(widths) for batch, model in models.items()}
     for group, choice in enumerate(problem.choices):
         if choice.group.name in kept:
             continue
@@ -195,16 +193,34 @@ def _insignificant(
         costs = problem.costs(positions)
         able = ~(costs > problem.limits)[:, other].any(axis=1) & (problem.fits(positions) | (positions[:, group] == 0))
         for wider in np.flatnonzero(able).tolist():
-            before = problem.widths(positions[wider])
-            if not any(m.micros(before) - now[b] > SIGNIFICANT * m.noise(before, widths) for b, m in models.items()):
+            if not _gains(problem, positions[wider], solution.position, models):
                 return group, wider
     return None
 
 
-def _strike(choices: tuple[Choice, ...], group: int, position: int) -> tuple[Choice, ...]:
-    """The choices without one width of one group."""
+def _gains(problem: Problem, before: np.ndarray, after: np.ndarray, models: Mapping[int, LatencyModel]) -> bool:
+    """Whether a network of one position is faster than that of another by more than noise, at any batch size."""
+    wider, narrower = problem.widths(before), problem.widths(after)
+    return any(m.micros(wider) - m.micros(narrower) > SIGNIFICANT * m.noise(wider, narrower) for m in models.values())
+
+
+def _lost_in_noise(problem: Problem, solution: Solution, models: Mapping[int, LatencyModel], group: int) -> list[int]:
+    """Positions of a group without a gain that can be told, up to the first with one behind that of the solution."""
+    whole, cut = solution.position.copy(), solution.position.copy()
+    whole[group], own, found = 0, int(cut[group]), []
+    for place in range(1, len(problem.choices[group].widths)):
+        cut[group] = place
+        if not _gains(problem, whole, cut, models):
+            found.append(place)
+        elif place > own:
+            break
+    return found
+
+
+def _strike(choices: tuple[Choice, ...], group: int, positions: Sequence[int]) -> tuple[Choice, ...]:
+    """The choices without some widths of one group."""
     choice = choices[group]
-    fewer = replace(choice, widths=np.delete(choice.widths, position), rise=np.delete(choice.rise, position))
+    fewer = replace(choice, widths=np.delete(choice.widths, positions), rise=np.delete(choice.rise, positions))
     return (*choices[:group], fewer, *choices[group + 1 :])
 
 

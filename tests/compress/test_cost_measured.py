@@ -210,13 +210,13 @@ def test_every_kind_of_layer_can_be_timed(shape):
     assert timing.micros >= 0 and timing.rounds >= 6 and timing.std_error > 0
 
 
-@pytest.mark.parametrize("index", [0, 2, 3, 6])
+@pytest.mark.parametrize("index", [0, 2, 3, 6, 7])
 def test_an_integer_layer_is_timed_as_an_integer_kernel(index, tmp_path):
     open_session(layer_model(KINDS[index], ORT_CPU.scheme, ORT_CPU.opset), optimised=tmp_path / "o.onnx")
     import onnx
 
     operators = {node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node}
-    assert operators & {"QLinearConv", "QGemm"} and not operators & {"Conv", "Gemm"}
+    assert operators & {"QLinearConv", "QGemm", "MatMulIntegerToFloat"} and not operators & {"Conv", "Gemm", "MatMul"}
 
 
 def test_the_summary_of_samples_is_robust():

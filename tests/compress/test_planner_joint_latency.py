@@ -131,7 +131,7 @@ def test_a_concatenation_is_timed_by_itself(integer: bool, last: bool) -> None:
     )
     rng = np.random.default_rng(0)
     kind = (np.int8 if ORT_CPU.scheme.activation.signed else np.uint8) if integer else np.float32
-    feeds = {v.name: rng.integers(0, 100, v.shape).astype(kind) for v in session.get_inputs()}
+    feeds = {v.name: rng.integers(0, 100, (2, *v.shape[1:])).astype(kind) for v in session.get_inputs()}
     (joined,) = session.run(None, feeds)
     assert np.array_equal(joined, np.concatenate(list(feeds.values()), axis=-1 if last else 1))
     assert time_layers([shape], ORT_CPU, seconds=1.0)[shape].micros > 0

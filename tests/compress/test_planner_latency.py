@@ -20,6 +20,7 @@ from secateur.compress.planner.limits import Costs
 from secateur.compress.planner.order import removal_order
 from secateur.compress.planner.plan import plan, plan_with_frontier
 from secateur.compress.planner.rounds import MOST_ROUNDS, TOLERANCE
+from secateur.compress.planner.search import SEARCHES, exactly
 from secateur.compress.planner.stages import plan_in_stages
 from secateur.compress.sensitivity.table import Scores, Sensitivity
 from secateur.errors import BudgetError, EnvironmentLacksError, UserError
@@ -142,7 +143,7 @@ def test_a_wrong_table_is_refined_at_the_chosen_shapes(factor, networks):
     assert measured / 100 == pytest.approx(share_of(made, stopwatch), abs=1e-3)
 
 
-def test_a_gain_below_noise_is_not_made():
+def test_a_gain_below_noise_is_not_made(monkeypatch):
     """A microsecond for each channel: the table tells four of them apart, or with much noise only forty."""
 
     def flat(shape):
@@ -155,6 +156,11 @@ def test_a_gain_below_noise_is_not_made():
     noisy, _ = make(FakeStopwatch(alone=flat, mad=50.0), table=cheap, budget=Budget(latency="49.98%"))
     # Four times of the table are involved, of the neck and of the head behind it: the least gain is 4 * 9.3 us.
     assert len(noisy.groups["neck"].removed) == 40
+    # All widths within noise are struck out at once: a wide group must not take a search for each.
+    searches = []
+    monkeypatch.setitem(SEARCHES, "auto", lambda *given: searches.append(given) or exactly(*given))
+    again, _ = make(FakeStopwatch(alone=flat, mad=50.0), table=cheap, budget=Budget(latency="49.98%"))
+    assert again.groups == noisy.groups and len(searches) <= 4
     # Another budget that needs the small cut keeps it.
     both, _ = make(FakeStopwatch(alone=flat, mad=50.0), table=cheap, budget=Budget(latency="90%", params="97%"))
     assert len(both.groups["neck"].removed) == 8 and both.planned.params <= 0.97 * both.dense.params

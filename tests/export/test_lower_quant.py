@@ -207,3 +207,31 @@ def test_a_linear_layer_that_is_called_twice_has_a_bias_for_each_call():
         wanted = program.module()(x).numpy()
     error = np.abs(outputs(model, x, literal=True) - wanted).max(axis=1) / np.ptp(wanted)
     assert np.median(error) < 1e-5
+
+
+class Tokens(nn.Module):
+    """Linear layers on tokens; the batch size is written into the graph, or not."""
+
+    def __init__(self, fixed):
+        super().__init__()
+        self.fixed, self.plain = fixed, nn.Linear(16, 16, bias=False)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        x = x.reshape(4, 9, 16) if self.fixed else x
+        return (x + self.down(self.up(x).relu()) + self.plain(x)).mean(1)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_linear_layers_on_tokens_run_in_integers_also_where_the_batch_is_fixed(fixed, tmp_path):
+    """With all sizes known the runtime made float Gemms of them, and dequantised their weights in every run."""
+    torch.manual_seed(0)
+    program = quantised(Tokens(fixed).eval(), torch.randn(4, 9, 16))
+    assert (program.static_batch is not None) == fixed
+    model = lower_program(program, ORT_CPU).model
+    open_session(model, optimised=tmp_path / "model.onnx")
+    report = kernel_report(tmp_path / "model.onnx")
+    assert (report.integer_matmuls, report.float_matmuls) == (3, 0), report
+    x = torch.randn(4, 9, 16)
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs(model, x), program.module()(x), atol=0.1)
