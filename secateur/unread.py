@@ -92,6 +92,9 @@ def tell_unread(recipe: Recipe, raw: Mapping[str, Any], overrides: Mapping[str, 
     _tell(idle, "without a budget on latency", note)
     if plan.by in ("gain", "sensitivity", "structured-chita") and plan.search_seconds != usual.search_seconds:
         _tell(["plan.search_seconds"], f"by plan.by {plan.by}", note)
+    unread = {"auto": (), "always": ("tolerance",), "never": ("tolerance", "qat")}[recipe.quantize.when]
+    idle = [f"quantize.{name}" for name in unread if name in _section(raw, "quantize")]
+    _tell(idle, f"by quantize.when {recipe.quantize.when}", note)
 
 
 def idle_in_ridge(given: Mapping[str, Any]) -> list[str]:

@@ -176,7 +176,7 @@ def _reason(choice: Choice, position: int, line: GroupPlan) -> str:
     if choice.implanted is not None:
         if line.implanted:
             return f"{len(line.implanted)} keep {1 - (line.lost or 0.0):.0%} of their score by an implant"
-        return "chosen together with implants elsewhere"
+        return "chosen among widths and implants; it takes no implant"
     if position + 1 == len(choice.widths):
         return "cut to its floor"
     return f"a further cut would cost {_rounded(float(choice.rise[position + 1] - choice.rise[position])):g}"

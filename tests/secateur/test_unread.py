@@ -65,6 +65,8 @@ def test_what_the_command_line_makes_idle_is_left_out_and_named(tmp_path, sectio
         ("heal: {method: ridge, epochs: 3, lr: 0.1}", "heal.epochs, heal.lr are not read by heal.method ridge"),
         ("plan: {latency_margin: 0.2}", "plan.latency_margin is not read without a budget on latency"),
         ("plan: {by: gain, search_seconds: 5}", "plan.search_seconds is not read by plan.by gain"),
+        ("quantize: {when: always, tolerance: 0.5}", "quantize.tolerance is not read by quantize.when always"),
+        ("quantize: {when: never, qat: {epochs: 3}}", "quantize.qat is not read by quantize.when never"),
     ],
 )
 def test_what_every_method_takes_and_this_one_does_not_read_is_named(tmp_path, sections, told):
@@ -82,6 +84,8 @@ def test_what_every_method_takes_and_this_one_does_not_read_is_named(tmp_path, s
         "plan: {by: structured-chita, structured: {stages: 2}}",
         "plan: {implant: low-rank, implant_rank: 2, ni_ratio: 0.3}",
         "heal: {optimizer: adamw, momentum: 0.9, schedule: step, gamma: 0.5}",
+        "quantize: {when: always, qat: {epochs: 3}}",
+        "quantize: {when: auto, tolerance: 0.5, qat: {epochs: 3}}",
     ],
 )
 def test_nothing_is_said_about_what_is_read(tmp_path, sections):
