@@ -65,13 +65,14 @@ def from_coarse(problem: Problem, search: Search, value: Value, *, seconds: floa
     Returns:
         int64 [parts], or None if the coarse search found nothing.
     """
-    end, best = time.monotonic() + seconds, None
+    end = time.monotonic() + seconds
+    best: np.ndarray | None = None
+    near: np.ndarray | None = None
     levels = [np.arange(len(choice.widths)) for choice in problem.choices]
     held = [np.array([0, len(choice.widths) - 1]) for choice in problem.choices]
-    finest = False
     while best is None or time.monotonic() < end:
-        pick = partial(_near, problem.choices, best) if finest else partial(_spread_all, problem.choices, levels, held)
-        kept, small = _thinned(problem, pick)
+        spread = partial(_spread_all, problem.choices, levels, held)
+        kept, small = _thinned(problem, spread if near is None else partial(_near, problem.choices, near))
         found = search(small, max((end - time.monotonic()) / 2, 1.0))
         if found is None:
             break
@@ -81,9 +82,10 @@ def from_coarse(problem: Problem, search: Search, value: Value, *, seconds: floa
         if best is not None and value(problem, position) > value(problem, best):
             break
         same = best is not None and np.array_equal(position, best)
-        if finest and same:
+        if near is not None and same:
             break
-        finest = finest or same or all(len(a) == len(b) for a, b in zip(kept, levels, strict=True))
+        if near is not None or same or all(len(a) == len(b) for a, b in zip(kept, levels, strict=True)):
+            near = position
         best = position
         levels = [_around(choice, at, int(i)) for choice, at, i in zip(problem.choices, kept, found, strict=False)]
         held = [np.array([position[i]]) for i in range(len(levels))]
