@@ -33,6 +33,7 @@ from secateur.compress.heal.settings import HealSettings, TrainSettings
 from secateur.compress.heal.start import BATCH_NORM
 from secateur.compress.heal.train import fit
 from secateur.compress.implants.select import plan_within
+from secateur.compress.sensitivity.table import Sensitivity
 from secateur.examples.cifar10 import loaders
 from secateur.examples.cifar_preresnet import preresnet29
 from secateur.examples.cifar_resnet import resnet32
@@ -80,13 +81,17 @@ def main(arguments: list[str] | None = None) -> None:
     path = folder / "rows.jsonl"
     done = {(row["ranking"], row["implants"]) for row in _stored(path)}
     for label, method, given in _rankings(options, device):
-        for implants in (0.0, IMPLANTED):
-            if (label, implants) not in done:
-                row = _row(
-                    dense, data, method, given, implants, network.removed, folder / f"{label}-{implants}", options
-                )
-                with path.open("a") as file:
-                    file.write(json.dumps({"ranking": label, "implants": implants, **row}) + "\n")
+        missing = [implants for implants in (0.0, IMPLANTED) if (label, implants) not in done]
+        if not missing:
+            continue
+        began = time.perf_counter()
+        table = rank(dense, data.calibration, method=method, **given)
+        about = {"ranking": label, "rank_seconds": time.perf_counter() - began}
+        for implants in missing:
+            state = folder / f"{label}-{implants}"
+            row = {**about, "implants": implants, **_row(dense, data, table, implants, network.removed, state, options)}
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     lines = [
         f"{options.network}, {network.removed:.0%} of the parameters removed, dense {reached:.2%}, on {_name(device)}.",
         f"*Published: {network.published}.*",
@@ -139,18 +144,8 @@ def _rankings(options: Any, device: torch.device) -> Sequence[tuple[str, str, di
 
 
 def _row(
-    dense: Program,
-    data: Loaders,
-    method: str,
-    given: dict[str, Any],
-    implants: float,
-    removed: float,
-    state: Path,
-    options: Any,
+    dense: Program, data: Loaders, table: Sensitivity, implants: float, removed: float, state: Path, options: Any
 ) -> dict[str, float]:
-    began = time.perf_counter()
-    table = rank(dense, data.calibration, method=method, **given)
-    rank_seconds = time.perf_counter() - began
     budget = Budget(params=f"{100 * (1 - removed):g}%")
 
     def within(budget: Budget) -> Any:
@@ -167,7 +162,7 @@ def _row(
         validation=_first(data.validation, options.images),
         samples=options.samples,
         state_dir=state,
-        progress=_progress(f"{method}, healing"),
+        progress=_progress(f"{table.method}, healing"),
     )
     heal_seconds = time.perf_counter() - began
     cost, whole = count(smaller), count(dense)
@@ -177,7 +172,6 @@ def _row(
         "params": cost.params / whole.params,
         "macs": cost.macs / whole.macs,
         **{name: evaluate(program, test, top1).metric for name, program in stages.items()},
-        "rank_seconds": rank_seconds,
         "heal_seconds": heal_seconds,
     }
 

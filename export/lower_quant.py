@@ -138,7 +138,7 @@ def _bias_of_rank(ctx: Lowering, node: fx.Node, module: Any, rank: int) -> str:
     onnxruntime makes a Gemm of MatMul and Add if it knows all sizes and the bias has one axis, before it looks for
     integer kernels; that Gemm computes in floats, and dequantises its weight in every run.
     """
-    if ctx.program.static_batch is None:
+    if ctx.program.static_batch is None or ctx.dialect == "tensorrt":
         return ctx.parameter(f"{node.target}.bias", module.bias)
     row = module.bias.detach().reshape(*[1] * (rank - 1), -1)
     return ctx.builder.constant(f"{node.target}.bias_row_{rank}d", array_of(row))
