@@ -79,7 +79,7 @@ class HealSettings(TrainSettings):
 
     Attributes:
         method: `train` fine-tunes. `ridge` trains nothing: the remaining weights are refitted in closed form, in
-            seconds. `both` fine-tunes from there; it starts far better and, where it was measured, ended worse.
+            seconds. `both` fine-tunes from there; it starts far better, and takes a lower rate than `train`.
         reconstruct_samples: Samples from which `ridge` and `both` refit.
         ridge: Pull towards the old weights, relative to the data's.
     """
